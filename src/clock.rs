@@ -1,0 +1,106 @@
+//! The wall clock: the one place that reads it, and the one type that carries it.
+//!
+//! Waiting is never done by the wall clock (it jumps); it only stamps what is stored and
+//! compares stamps across restarts.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970 (UTC).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Timestamp(i64);
+
+/// The time it is.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that reads the wall clock"
+)]
+pub fn now() -> Timestamp {
+    // A clock before 1970 is a broken clock: zero keeps the sidecar running.
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+impl Timestamp {
+    /// From milliseconds since 1970.
+    pub const fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since 1970.
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// Whole seconds since 1970.
+    pub const fn as_secs(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    /// How long ago `earlier` was; zero when the clock went back meanwhile.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// This instant moved into the future.
+    #[must_use]
+    pub fn plus(self, wait: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)),
+        )
+    }
+
+    /// This instant moved into the past.
+    #[must_use]
+    pub fn minus(self, wait: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)),
+        )
+    }
+}
+
+/// RFC 3339 with milliseconds, in UTC.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = u64::try_from(self.0).unwrap_or(0);
+        // Beyond the year 9999 RFC 3339 has no form.
+        let time = UNIX_EPOCH + Duration::from_millis(millis.min(253_402_300_799_999));
+        humantime::format_rfc3339_millis(time).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_goes_back_gives_no_negative_age() {
+        let later = Timestamp::from_millis(5_000);
+        assert_eq!(
+            later.since(Timestamp::from_millis(2_000)),
+            Duration::from_secs(3)
+        );
+        assert_eq!(Timestamp::from_millis(2_000).since(later), Duration::ZERO);
+    }
+
+    #[test]
+    fn any_instant_can_be_shown() {
+        assert_eq!(
+            Timestamp::from_millis(1_763_900_000_123).to_string(),
+            "2025-11-23T12:13:20.123Z"
+        );
+        assert_eq!(
+            Timestamp::from_millis(-1).to_string(),
+            "1970-01-01T00:00:00.000Z"
+        );
+        assert!(
+            Timestamp::from_millis(i64::MAX)
+                .to_string()
+                .starts_with("9999")
+        );
+    }
+}
