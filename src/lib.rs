@@ -1,4 +1,5 @@
 //! strapi-qstash
+pub mod buffer;
 pub mod clock;
 pub mod event;
 mod http;

@@ -1,0 +1,43 @@
+-- Format 1 of the buffer. What is listed and updated (event) lies apart from the bytes
+-- (payload), so that settling an event never rewrites its body.
+
+CREATE TABLE event (
+    -- The order of arrival. AUTOINCREMENT: without it ids would restart after a drain.
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    id          BLOB    NOT NULL UNIQUE,     -- UUID v7, 16 bytes
+    received_at INTEGER NOT NULL,            -- all times: ms since 1970, UTC
+    state       INTEGER NOT NULL,            -- 0 pending, 1 delivered, 2 dead
+    kind        TEXT    NOT NULL,
+    model       TEXT,
+    uid         TEXT,
+    document    TEXT,                        -- documentId, or the row id
+    is_document_id INTEGER NOT NULL,         -- 1: document is a documentId
+    locale      TEXT,
+    destination TEXT,                        -- NULL: no route
+    options     TEXT    NOT NULL,
+    size        INTEGER NOT NULL,            -- bytes of the body
+    is_text     INTEGER NOT NULL,            -- 1: headers and body are UTF-8
+    attempts    INTEGER NOT NULL,
+    replays     INTEGER NOT NULL DEFAULT 0,
+    due_at      INTEGER NOT NULL,
+    settled_at  INTEGER,
+    message_ids TEXT,                        -- QStash's, one a line
+    reason      TEXT                         -- why dead, or why not delivered yet
+);
+CREATE INDEX event_pending   ON event (seq)        WHERE state = 0;
+CREATE INDEX event_delivered ON event (settled_at) WHERE state = 1;
+CREATE INDEX event_dead      ON event (seq)        WHERE state = 2;
+
+CREATE TABLE payload (
+    seq     INTEGER PRIMARY KEY,
+    headers BLOB NOT NULL,                   -- name: value, CRLF between
+    body    BLOB NOT NULL
+);
+
+-- How many events are in each state, kept in the transaction that moves them: counting a
+-- million rows at each scrape or start would take longer than starting.
+CREATE TABLE tally (
+    state INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL
+);
+INSERT INTO tally VALUES (0, 0), (1, 0), (2, 0);

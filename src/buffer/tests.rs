@@ -1,0 +1,329 @@
+//! The buffer through its handle, on a real file.
+
+use std::path::Path;
+
+use super::*;
+use crate::clock;
+
+fn settings(dir: &Path) -> Settings {
+    Settings {
+        path: dir.join("buffer.db"),
+        max_bytes: 1 << 30,
+        keep_delivered: Duration::from_secs(3600),
+    }
+}
+
+fn event(body: &str) -> Event {
+    Event {
+        id: EventId::new(),
+        received_at: clock::now(),
+        facts: Facts {
+            kind: "entry.publish".into(),
+            ..Facts::default()
+        },
+        payload: Payload {
+            headers: vec![("x-strapi-event".into(), "entry.publish".into())],
+            body: body.to_owned().into(),
+        },
+    }
+}
+
+fn pending(body: &str, destination: &str) -> NewEvent {
+    NewEvent {
+        event: event(body),
+        address: Some(Address {
+            destination: destination.into(),
+            options: "retries=5".into(),
+        }),
+        fate: Fate::Pending { failed: None },
+    }
+}
+
+async fn all_pending(buffer: &Buffer) -> Vec<Pending> {
+    buffer.pending(Seq::START, vec![], 1000).await.unwrap()
+}
+
+async fn bodies(buffer: &Buffer) -> Vec<String> {
+    let seqs = all_pending(buffer)
+        .await
+        .iter()
+        .map(|event| event.seq)
+        .collect();
+    let payloads = buffer.payloads(seqs).await.unwrap();
+    payloads
+        .into_iter()
+        .map(|(_, payload)| String::from_utf8(payload.body.to_vec()).unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn what_was_appended_is_there_after_opening_again_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    for n in 0..20 {
+        buffer
+            .append(pending(&format!("{n}"), "news"))
+            .await
+            .unwrap();
+    }
+    buffer.close().await;
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    assert_eq!(
+        bodies(&buffer).await,
+        (0..20).map(|n| n.to_string()).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        buffer.tally(),
+        Tally {
+            pending: 20,
+            delivered: 0,
+            dead: 0
+        }
+    );
+    let first = &all_pending(&buffer).await[0];
+    assert_eq!(
+        first.address,
+        Address {
+            destination: "news".into(),
+            options: "retries=5".into()
+        }
+    );
+}
+
+#[tokio::test]
+async fn a_settled_event_leaves_the_queue_for_good_and_a_postponed_one_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    for body in ["a", "b", "c"] {
+        buffer.append(pending(body, "news")).await.unwrap();
+    }
+    let events = all_pending(&buffer).await;
+    let due_at = clock::now().plus(Duration::from_secs(60));
+    let verdicts = [
+        Verdict::Delivered {
+            message_ids: vec!["msg_1".into()],
+        },
+        Verdict::Postponed {
+            due_at,
+            reason: "500".into(),
+        },
+        Verdict::Dead {
+            reason: "too large".into(),
+            attempted: true,
+        },
+    ];
+    let settlements: Vec<Settlement> = events
+        .iter()
+        .zip(verdicts)
+        .map(|(event, verdict)| Settlement {
+            seq: event.seq,
+            verdict,
+        })
+        .collect();
+    buffer.settle(settlements.clone()).await.unwrap();
+    // A second settlement of what is settled changes nothing.
+    let repeated = settlements
+        .into_iter()
+        .filter(|s| !matches!(s.verdict, Verdict::Postponed { .. }))
+        .collect();
+    buffer.settle(repeated).await.unwrap();
+
+    assert_eq!(
+        buffer.tally(),
+        Tally {
+            pending: 1,
+            delivered: 1,
+            dead: 1
+        }
+    );
+    buffer.close().await;
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    assert_eq!(bodies(&buffer).await, ["b"]);
+    let left = &all_pending(&buffer).await[0];
+    assert_eq!((left.attempts, left.due_at), (1, due_at));
+}
+
+#[tokio::test]
+async fn events_of_a_held_destination_are_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    for (body, destination) in [("a", "held"), ("b", "news"), ("c", "held"), ("d", "other")] {
+        buffer.append(pending(body, destination)).await.unwrap();
+    }
+    let flowing = buffer
+        .pending(Seq::START, vec!["held".into()], 10)
+        .await
+        .unwrap();
+    let destinations: Vec<_> = flowing
+        .iter()
+        .map(|event| event.address.destination.as_str())
+        .collect();
+    assert_eq!(destinations, ["news", "other"]);
+    let first = buffer.first_for("held".into()).await.unwrap().unwrap();
+    assert_eq!(first.seq, all_pending(&buffer).await[0].seq);
+    assert!(buffer.first_for("nobody".into()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn sequence_numbers_are_never_used_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        keep_delivered: Duration::ZERO,
+        ..settings(dir.path())
+    };
+    let buffer = Buffer::open(&settings).unwrap();
+    buffer.append(pending("a", "news")).await.unwrap();
+    let seq = all_pending(&buffer).await[0].seq;
+    buffer
+        .settle(vec![Settlement {
+            seq,
+            verdict: Verdict::Delivered {
+                message_ids: vec![],
+            },
+        }])
+        .await
+        .unwrap();
+    assert_eq!(buffer.tally(), Tally::default());
+    buffer.append(pending("b", "news")).await.unwrap();
+    assert!(all_pending(&buffer).await[0].seq > seq);
+}
+
+#[tokio::test]
+async fn a_full_buffer_says_so_gives_up_history_first_and_heals() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        max_bytes: 400 << 10,
+        ..settings(dir.path())
+    };
+    let buffer = Buffer::open(&settings).unwrap();
+    let body = "x".repeat(20 << 10);
+    // History to the brim: it must give way to new events.
+    for _ in 0..10 {
+        let delivered = Fate::Delivered {
+            message_ids: vec![],
+        };
+        buffer
+            .append(NewEvent {
+                fate: delivered,
+                ..pending(&body, "news")
+            })
+            .await
+            .unwrap();
+    }
+    let mut accepted = 0;
+    let refused = loop {
+        match buffer.append(pending(&body, "news")).await {
+            Ok(()) => accepted += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, AppendError::Full { .. }), "{refused}");
+    assert!(accepted > 10, "history kept {accepted} new events out");
+    assert_eq!(
+        buffer.tally(),
+        Tally {
+            pending: accepted,
+            delivered: 0,
+            dead: 0
+        }
+    );
+    assert_eq!(buffer.health().await, Health::Full);
+
+    let seqs = all_pending(&buffer)
+        .await
+        .into_iter()
+        .map(|event| event.seq);
+    let dead = |seq| Settlement {
+        seq,
+        verdict: Verdict::Delivered {
+            message_ids: vec![],
+        },
+    };
+    buffer.settle(seqs.map(dead).collect()).await.unwrap();
+    buffer.append(pending(&body, "news")).await.unwrap();
+    assert_eq!(buffer.health().await, Health::Writable);
+}
+
+#[tokio::test]
+async fn history_older_than_it_is_kept_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        keep_delivered: Duration::from_millis(1),
+        ..settings(dir.path())
+    };
+    let buffer = Buffer::open(&settings).unwrap();
+    for _ in 0..200 {
+        let delivered = Fate::Delivered {
+            message_ids: vec![],
+        };
+        buffer
+            .append(NewEvent {
+                fate: delivered,
+                ..pending("x", "news")
+            })
+            .await
+            .unwrap();
+    }
+    buffer.append(pending("y", "news")).await.unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        buffer.tidy().await;
+        // The tally is as of the last commit of an event; a settlement brings it up to date.
+        buffer.settle(vec![]).await.unwrap();
+        if buffer.tally()
+            == (Tally {
+                pending: 1,
+                delivered: 0,
+                dead: 0,
+            })
+        {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{:?}", buffer.tally());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_sidecar_on_the_same_file_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    let refused = Buffer::open(&settings(dir.path()))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        refused.contains(&format!("process {}", std::process::id())),
+        "{refused}"
+    );
+    assert!(refused.contains("buffer.db"), "{refused}");
+    buffer.close().await;
+    Buffer::open(&settings(dir.path())).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_log_is_copied_into_the_file_while_events_arrive() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    let body = "x".repeat(64 << 10);
+    let tasks = tokio_util::task::TaskTracker::new();
+    for _ in 0..4 {
+        let (buffer, body) = (buffer.clone(), body.clone());
+        tasks.spawn(async move {
+            for _ in 0..800 {
+                buffer.append(pending(&body, "news")).await.unwrap();
+            }
+        });
+    }
+    tasks.close();
+    tasks.wait().await;
+    let log = std::fs::metadata(dir.path().join("buffer.db-wal"))
+        .unwrap()
+        .len();
+    let written = 3200 * (64 << 10);
+    assert!(
+        log < written / 2,
+        "the log has {log} bytes of {written} written"
+    );
+    assert_eq!(buffer.tally().pending, 3200);
+}
