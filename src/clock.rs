@@ -29,6 +29,15 @@ impl Timestamp {
         Self(millis)
     }
 
+    /// From a date as HTTP headers carry it.
+    pub fn parse_http_date(text: &str) -> Option<Self> {
+        let since = httpdate::parse_http_date(text)
+            .ok()?
+            .duration_since(UNIX_EPOCH)
+            .ok()?;
+        i64::try_from(since.as_millis()).ok().map(Self)
+    }
+
     /// Milliseconds since 1970.
     pub const fn as_millis(self) -> i64 {
         self.0

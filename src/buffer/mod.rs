@@ -53,6 +53,16 @@ pub struct Seq(i64);
 impl Seq {
     /// Before all events.
     pub const START: Self = Self(0);
+
+    /// As it is stored and shown.
+    pub const fn raw(self) -> i64 {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn from_raw(raw: i64) -> Self {
+        Self(raw)
+    }
 }
 
 /// Where an event goes, as text: the buffer does not read it.

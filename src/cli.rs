@@ -1,0 +1,366 @@
+//! What a person may type, and the help for it: clap types only. Values stay as typed;
+//! `config` checks them, so that every mistake is reported in one run.
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+
+/// Takes Strapi's webhooks on localhost, makes each one durable, and publishes it to QStash.
+#[derive(Debug, Parser)]
+#[command(
+    name = "strapi-qstash",
+    version,
+    about = "Takes Strapi's webhooks on localhost, makes each one durable, and publishes it to Upstash QStash",
+    after_help = "Try it with no account:  strapi-qstash dev --send-sample\n\
+                  A first sidecar:         QSTASH_TOKEN=… strapi-qstash --topic my-url-group\n\
+                  Every flag can be set in the environment: see the names in [env: …].",
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do; `serve` when left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The flags of `serve`.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the sidecar (the default)
+    Serve(Box<ServeArgs>),
+    /// Run everything on one machine, with no account and no network: the sidecar, a QStash
+    /// development server, and a catcher that plays the receiving API
+    Dev(Box<DevArgs>),
+}
+
+/// The flags of `serve`.
+#[derive(Debug, Args, Default)]
+pub struct ServeArgs {
+    /// Where Strapi posts; may be repeated [default: 127.0.0.1:8787]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "STRAPI_QSTASH_LISTEN",
+        value_delimiter = ',',
+        help_heading = "Receive"
+    )]
+    pub listen: Vec<String>,
+    /// Require `Authorization: Bearer S` on webhooks. Prefer the environment or the file: flags
+    /// are visible in the list of processes
+    #[arg(
+        long,
+        value_name = "S",
+        env = "STRAPI_QSTASH_WEBHOOK_SECRET",
+        hide_env_values = true,
+        help_heading = "Receive"
+    )]
+    pub webhook_secret: Option<String>,
+    /// The same, read from a file
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "STRAPI_QSTASH_WEBHOOK_SECRET_FILE",
+        help_heading = "Receive"
+    )]
+    pub webhook_secret_file: Option<String>,
+    /// Largest body taken, such as 32MiB [default: 32MiB]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "STRAPI_QSTASH_MAX_BODY",
+        help_heading = "Receive"
+    )]
+    pub max_body: Option<String>,
+    /// Take webhooks from other machines without a secret
+    #[arg(long, env = "STRAPI_QSTASH_DANGEROUS_NO_AUTH", value_parser = FalseyValueParser::new(), help_heading = "Receive")]
+    pub dangerous_no_auth: bool,
+
+    /// QStash's token. Prefer the environment or the file: flags are visible in the list of
+    /// processes
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "QSTASH_TOKEN",
+        hide_env_values = true,
+        help_heading = "QStash"
+    )]
+    pub qstash_token: Option<String>,
+    /// The same, read from a file, and again when the file changes
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "STRAPI_QSTASH_QSTASH_TOKEN_FILE",
+        help_heading = "QStash"
+    )]
+    pub qstash_token_file: Option<String>,
+    /// QStash's address: the region of the token [default: https://qstash.upstash.io]
+    #[arg(long, value_name = "URL", env = "QSTASH_URL", help_heading = "QStash")]
+    pub qstash_url: Option<String>,
+    /// v2, or v1 to publish to /v1/publish/{topic} as old tutorials do [default: v2]
+    #[arg(
+        long,
+        value_name = "VERSION",
+        env = "STRAPI_QSTASH_QSTASH_API",
+        help_heading = "QStash"
+    )]
+    pub qstash_api: Option<String>,
+
+    /// Where events go that no route matches: a URL group's name, or what a route takes
+    #[arg(
+        long,
+        alias = "url-group",
+        value_name = "NAME",
+        env = "STRAPI_QSTASH_TOPIC",
+        help_heading = "Routing"
+    )]
+    pub topic: Option<String>,
+    /// A rule, first match wins; may be repeated (in the environment: one a line). MATCH is EVENT
+    /// or EVENT:UID, both with * and ?; DEST is a URL group, https://…, queue:NAME/DEST or drop,
+    /// may hold {event} {action} {model} {uid}, and ends in ?retries=5&delay=10s if wanted.
+    /// Example: 'entry.publish:api::article.*=news'
+    #[arg(
+        long,
+        value_name = "MATCH=DEST",
+        env = "STRAPI_QSTASH_ROUTE",
+        value_delimiter = '\n',
+        help_heading = "Routing"
+    )]
+    pub route: Vec<String>,
+
+    /// How deliveries are made, for all routes.
+    #[command(flatten)]
+    pub delivery: DeliveryArgs,
+
+    /// The buffer file [default: strapi-qstash.db in the data directory]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "STRAPI_QSTASH_BUFFER",
+        help_heading = "Buffer"
+    )]
+    pub buffer: Option<String>,
+    /// Where the buffer file is [default: the working directory]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "STRAPI_QSTASH_DATA_DIR",
+        help_heading = "Buffer"
+    )]
+    pub data_dir: Option<String>,
+    /// Most disk space for events; beyond it history goes, then events are published before the
+    /// answer [default: 1GiB]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "STRAPI_QSTASH_BUFFER_MAX",
+        help_heading = "Buffer"
+    )]
+    pub buffer_max: Option<String>,
+    /// How long delivered events are kept for inspection and replay; 0 keeps none [default: 24h]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "STRAPI_QSTASH_KEEP_DELIVERED",
+        help_heading = "Buffer"
+    )]
+    pub keep_delivered: Option<String>,
+    /// Give up on an event that could not be published for so long, such as 7d [default: never]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "STRAPI_QSTASH_MAX_AGE",
+        help_heading = "Buffer"
+    )]
+    pub max_age: Option<String>,
+
+    /// Health, metrics and status [default: 127.0.0.1:8788]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "STRAPI_QSTASH_ADMIN_LISTEN",
+        help_heading = "Operate"
+    )]
+    pub admin_listen: Option<String>,
+    /// No admin address at all
+    #[arg(long, env = "STRAPI_QSTASH_NO_ADMIN", value_parser = FalseyValueParser::new(), help_heading = "Operate")]
+    pub no_admin: bool,
+    /// Require this token for what is more than health and metrics
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "STRAPI_QSTASH_ADMIN_TOKEN",
+        hide_env_values = true,
+        help_heading = "Operate"
+    )]
+    pub admin_token: Option<String>,
+    /// How long a stop may take [default: 10s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "STRAPI_QSTASH_SHUTDOWN_GRACE",
+        help_heading = "Operate"
+    )]
+    pub shutdown_grace: Option<String>,
+    /// text or json [default: text on a terminal, else json]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "STRAPI_QSTASH_LOG_FORMAT",
+        help_heading = "Operate"
+    )]
+    pub log_format: Option<String>,
+    /// What is logged, such as warn or strapi_qstash=debug [default: info]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "STRAPI_QSTASH_LOG",
+        help_heading = "Operate"
+    )]
+    pub log: Option<String>,
+
+    /// Flags that were typed and hold a secret, which all users of the machine can see.
+    #[arg(skip)]
+    pub secrets_typed: Vec<&'static str>,
+}
+
+/// QStash's delivery options.
+#[derive(Debug, Args, Default)]
+#[command(next_help_heading = "Delivery options")]
+pub struct DeliveryArgs {
+    /// Retries after the first try [QStash: 3]
+    #[arg(long, value_name = "N", env = "STRAPI_QSTASH_RETRIES")]
+    pub retries: Option<String>,
+    /// Milliseconds before a retry, as an expression: 'pow(2, retried) * 1000'
+    #[arg(long, value_name = "EXPR", env = "STRAPI_QSTASH_RETRY_DELAY")]
+    pub retry_delay: Option<String>,
+    /// Wait before the first try: 10s, 5m, 1h30m
+    #[arg(long, value_name = "DURATION", env = "STRAPI_QSTASH_DELAY")]
+    pub delay: Option<String>,
+    /// How long the endpoint may take: 30s, 5m
+    #[arg(long, value_name = "DURATION", env = "STRAPI_QSTASH_TIMEOUT")]
+    pub timeout: Option<String>,
+    /// URL that is told the endpoint's answer
+    #[arg(long, value_name = "URL", env = "STRAPI_QSTASH_CALLBACK")]
+    pub callback: Option<String>,
+    /// URL that is told when all retries have failed
+    #[arg(long, value_name = "URL", env = "STRAPI_QSTASH_FAILURE_CALLBACK")]
+    pub failure_callback: Option<String>,
+    /// Method of the delivery [QStash: POST]
+    #[arg(long, value_name = "METHOD", env = "STRAPI_QSTASH_METHOD")]
+    pub method: Option<String>,
+    /// Label to find messages by; may be repeated
+    #[arg(
+        long,
+        value_name = "LABEL",
+        env = "STRAPI_QSTASH_LABEL",
+        value_delimiter = ','
+    )]
+    pub label: Vec<String>,
+    /// Limits for the endpoint, such as site:parallelism=5,rate=10,period=1m
+    #[arg(long, value_name = "KEY:VALUE", env = "STRAPI_QSTASH_FLOW_CONTROL")]
+    pub flow_control: Option<String>,
+    /// Header for the receiver; may be repeated (in the environment: one a line)
+    #[arg(
+        long,
+        value_name = "'K: V'",
+        env = "STRAPI_QSTASH_FORWARD_HEADER",
+        value_delimiter = '\n'
+    )]
+    pub forward_header: Vec<String>,
+    /// What QStash's logs do not show: body, header, header[Name]
+    #[arg(long, value_name = "FIELDS", env = "STRAPI_QSTASH_REDACT")]
+    pub redact: Option<String>,
+}
+
+/// The flags of `dev`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// Send a real captured Strapi webhook through the chain, and stop when it has arrived
+    #[arg(long)]
+    pub send_sample: bool,
+    /// Where the QStash development server listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub qstash_listen: String,
+    /// Where the catcher listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8789")]
+    pub catcher_listen: String,
+    /// Make the development server's retry delays N times shorter
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub time_scale: String,
+    /// Largest message that the development server takes; QStash's free plan: 1MB
+    #[arg(long, value_name = "SIZE", default_value = "1MB")]
+    pub max_message: String,
+    /// The flags of the sidecar.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+impl Cli {
+    /// Reads the command line and the environment. Ends the process for `--help`, `--version`
+    /// and wrong usage (2).
+    pub fn from_environment() -> Self {
+        let matches = Self::command().get_matches();
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        let (flags, serve) = match (&mut cli.command, matches.subcommand()) {
+            (Some(Command::Serve(args)), Some((_, matches))) => (matches, &mut **args),
+            (Some(Command::Dev(args)), Some((_, matches))) => (matches, &mut args.serve),
+            _ => (&matches, &mut cli.serve),
+        };
+        for (id, flag) in [
+            ("qstash_token", "--qstash-token"),
+            ("webhook_secret", "--webhook-secret"),
+            ("admin_token", "--admin-token"),
+        ] {
+            if flags.value_source(id) == Some(ValueSource::CommandLine) {
+                serve.secrets_typed.push(flag);
+            }
+        }
+        cli
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serve_may_be_left_out() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from([
+            "strapi-qstash",
+            "--topic",
+            "news",
+            "--route",
+            "a=b",
+            "--route",
+            "c=d",
+        ])
+        .unwrap();
+        assert_eq!(cli.serve.topic.as_deref(), Some("news"));
+        assert_eq!(cli.serve.route, ["a=b", "c=d"]);
+        let cli = Cli::try_parse_from(["strapi-qstash", "serve", "--url-group", "news"]).unwrap();
+        assert!(
+            matches!(cli.command, Some(Command::Serve(args)) if args.topic.as_deref() == Some("news"))
+        );
+    }
+
+    #[test]
+    fn every_flag_has_a_line_of_help() {
+        for command in [
+            Cli::command(),
+            Cli::command().find_subcommand("dev").unwrap().clone(),
+        ] {
+            for arg in command.get_arguments() {
+                assert!(
+                    arg.get_help()
+                        .is_some_and(|help| !help.to_string().is_empty()),
+                    "{}",
+                    arg.get_id()
+                );
+            }
+        }
+    }
+}

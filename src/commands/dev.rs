@@ -1,0 +1,6 @@
+//! dev
+use crate::cli::DevArgs;
+/// Runs.
+pub async fn run(_: &DevArgs) -> anyhow::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! What each command does. They alone print.
+
+pub mod dev;
+mod logging;
+pub mod serve;
+
+use std::process::ExitCode;
+
+use crate::config::Mistakes;
+
+/// Says why a command failed, and what to do about it; gives the exit code.
+#[expect(
+    clippy::print_stderr,
+    reason = "the last word of the program, when the log may not have started"
+)]
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(mistakes) = error.downcast_ref::<Mistakes>() {
+        eprintln!("{mistakes}");
+        return ExitCode::from(2);
+    }
+    eprintln!("strapi-qstash: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,492 @@
+//! From what was typed to what runs. Everything is checked, then every mistake is reported
+//! at once, each with the flag to fix and what to write there.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use crate::cli::{DeliveryArgs, ServeArgs};
+use crate::destination::DeliveryOptions;
+use crate::qstash::{Api, BaseUrl, TokenSource};
+use crate::router::{Route, Router, Template};
+use crate::secret::Secret;
+use crate::{admin, buffer, forwarder, inbound, qstash};
+
+/// The buffer's name in the data directory.
+const BUFFER_NAME: &str = "strapi-qstash.db";
+
+/// SQLite's own pages, the indexes and some events must fit.
+const SMALLEST_BUFFER: u64 = 1 << 20;
+
+/// What runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where Strapi posts.
+    pub inbound: inbound::Settings,
+    /// Health, metrics, status; `None` for none.
+    pub admin: Option<admin::Settings>,
+    /// How QStash is reached.
+    pub qstash: qstash::Settings,
+    /// Where events go.
+    pub router: Router,
+    /// Where they wait.
+    pub buffer: buffer::Settings,
+    /// How they are published.
+    pub forwarder: forwarder::Settings,
+    /// How long a stop may take.
+    pub shutdown_grace: Duration,
+    /// What is logged.
+    pub log: LogSettings,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// `None`: text on a terminal, JSON elsewhere.
+    pub format: Option<LogFormat>,
+    /// A filter as `tracing-subscriber` reads it.
+    pub filter: String,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: one object a line.
+    Json,
+}
+
+/// All that is wrong with the flags.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Mistakes(Vec<String>);
+
+impl Mistakes {
+    fn add(&mut self, flag: &str, text: impl fmt::Display) {
+        self.0.push(format!("{flag}: {text}"));
+    }
+
+    fn check<T>(&mut self, flag: &str, checked: Result<T, impl fmt::Display>) -> Option<T> {
+        checked.map_err(|error| self.add(flag, error)).ok()
+    }
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Something that works, but maybe not as meant.
+pub type Warning = String;
+
+impl Config {
+    /// Checks all flags.
+    pub fn from_args(args: &ServeArgs) -> Result<(Self, Vec<Warning>), Mistakes> {
+        let mut mistakes = Mistakes::default();
+        let mut warnings = Vec::new();
+        let inbound = inbound_settings(args, &mut mistakes);
+        let admin = admin_settings(args, &mut mistakes);
+        let qstash = qstash_settings(args, &mut mistakes, &mut warnings);
+        let router = router(args, &mut mistakes, &mut warnings);
+        let buffer = buffer_settings(args, &mut mistakes);
+        let max_age = optional(&args.max_age, "--max-age", duration, &mut mistakes);
+        if max_age.is_some_and(|max_age| max_age.is_zero()) {
+            mistakes.add(
+                "--max-age",
+                "0 would give up on every event: leave the flag out for never",
+            );
+        }
+        let shutdown_grace = optional(
+            &args.shutdown_grace,
+            "--shutdown-grace",
+            duration,
+            &mut mistakes,
+        );
+        let log = log_settings(args, &mut mistakes);
+        for flag in &args.secrets_typed {
+            warnings.push(format!(
+                "{flag}: everyone on this machine can see it in the list of processes; set it in the environment or in a file"
+            ));
+        }
+        if let (Some(qstash), Some(router)) = (&qstash, &router)
+            && qstash.api == Api::V1
+            && router.uses_queues()
+        {
+            mistakes.add(
+                "--qstash-api",
+                "v1 has no queues: take queue:… out of the routes, or use v2",
+            );
+        }
+        match (inbound, qstash, router, buffer, log) {
+            (Some(inbound), Some(qstash), Some(router), Some(buffer), Some(log))
+                if mistakes.0.is_empty() =>
+            {
+                let config = Self {
+                    inbound,
+                    admin,
+                    qstash,
+                    router,
+                    buffer,
+                    forwarder: forwarder::Settings {
+                        max_age,
+                        ..forwarder::Settings::default()
+                    },
+                    shutdown_grace: shutdown_grace.unwrap_or(Duration::from_secs(10)),
+                    log,
+                };
+                Ok((config, warnings))
+            }
+            _ => Err(mistakes),
+        }
+    }
+}
+
+impl Config {
+    /// The effective settings on one line, without secrets.
+    pub fn summary(&self) -> String {
+        let on = |secret: bool| if secret { "set" } else { "none" };
+        let admin = self
+            .admin
+            .as_ref()
+            .map_or("off".to_owned(), |admin| admin.listen.to_string());
+        format!(
+            "listen={:?} webhook_secret={} max_body={} qstash_url={} qstash_api={:?} buffer={} buffer_max={} \
+             keep_delivered={} max_age={} admin={admin} shutdown_grace={}",
+            self.inbound.listen,
+            on(self.inbound.secret.is_some()),
+            ByteSize(self.inbound.max_body),
+            self.qstash.base,
+            self.qstash.api,
+            self.buffer.path.display(),
+            ByteSize(self.buffer.max_bytes),
+            humantime::format_duration(self.buffer.keep_delivered),
+            self.forwarder
+                .max_age
+                .map_or("never".to_owned(), |age| humantime::format_duration(age)
+                    .to_string()),
+            humantime::format_duration(self.shutdown_grace),
+        )
+    }
+}
+
+fn inbound_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<inbound::Settings> {
+    let mut listen = Vec::new();
+    for text in args.listen.iter().filter(|text| !text.is_empty()) {
+        listen.extend(mistakes.check("--listen", address(text)));
+    }
+    if args.listen.is_empty() {
+        listen.push(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8787));
+    }
+    let secret = secret(
+        ("--webhook-secret", &args.webhook_secret),
+        ("--webhook-secret-file", &args.webhook_secret_file),
+        mistakes,
+    );
+    let given = given(&args.webhook_secret)
+        .or(given(&args.webhook_secret_file))
+        .is_some();
+    if let (Some(open), false, false) = (
+        listen.iter().find(|address| !address.ip().is_loopback()),
+        given,
+        args.dangerous_no_auth,
+    ) {
+        mistakes.add(
+            "--listen",
+            format_args!(
+                "{open} can be reached from other machines: set STRAPI_QSTASH_WEBHOOK_SECRET or --webhook-secret-file, \
+                 and in Strapi the header 'Authorization: Bearer SECRET' (or --dangerous-no-auth where no one else gets there)"
+            ),
+        );
+    }
+    let max_body = optional(&args.max_body, "--max-body", size, mistakes).unwrap_or(32 << 20);
+    if max_body == 0 {
+        mistakes.add(
+            "--max-body",
+            "0 would refuse every event: write a size such as 32MiB",
+        );
+    }
+    Some(inbound::Settings {
+        listen,
+        secret,
+        max_body,
+    })
+}
+
+fn admin_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<admin::Settings> {
+    if args.no_admin {
+        return None;
+    }
+    let token = given(&args.admin_token).and_then(Secret::trimmed);
+    let listen = match given(&args.admin_listen) {
+        Some(text) => mistakes.check("--admin-listen", address(text))?,
+        None => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8788),
+    };
+    if !listen.ip().is_loopback() && token.is_none() {
+        mistakes.add(
+            "--admin-listen",
+            format_args!("{listen} can be reached from other machines: set STRAPI_QSTASH_ADMIN_TOKEN (health and metrics stay open)"),
+        );
+    }
+    Some(admin::Settings { listen, token })
+}
+
+fn qstash_settings(
+    args: &ServeArgs,
+    mistakes: &mut Mistakes,
+    warnings: &mut Vec<Warning>,
+) -> Option<qstash::Settings> {
+    let token = match (given(&args.qstash_token), given(&args.qstash_token_file)) {
+        (Some(_), Some(_)) => {
+            mistakes.add(
+                "--qstash-token",
+                "there is a --qstash-token-file too: leave one of them out",
+            );
+            None
+        }
+        (Some(value), None) => Secret::trimmed(value).map(TokenSource::Value),
+        // The path is kept, since the file is read again when it changes.
+        (None, Some(path)) => read_secret("--qstash-token-file", path, mistakes)
+            .map(|_| TokenSource::File(PathBuf::from(path))),
+        (None, None) => {
+            mistakes.add(
+                "QSTASH_TOKEN",
+                "the token is missing: copy it from the QStash console into the environment, or name a file with --qstash-token-file",
+            );
+            None
+        }
+    };
+    let base = mistakes.check(
+        "--qstash-url",
+        BaseUrl::parse(given(&args.qstash_url).unwrap_or(BaseUrl::DEFAULT)),
+    );
+    if let Some(base) = base
+        .as_ref()
+        .filter(|base| base.is_plain_http() && !base.is_loopback())
+    {
+        warnings.push(format!(
+            "--qstash-url: the token travels unencrypted to {base}; use https://"
+        ));
+    }
+    let api = match given(&args.qstash_api).unwrap_or("v2") {
+        "v2" => Some(Api::V2),
+        "v1" => Some(Api::V1),
+        other => {
+            mistakes.add(
+                "--qstash-api",
+                format_args!("there is no {other:?}: write v2 or v1"),
+            );
+            None
+        }
+    };
+    let options = delivery_options(&args.delivery, mistakes);
+    Some(qstash::Settings {
+        base: base?,
+        api: api?,
+        token: token?,
+        options,
+    })
+}
+
+fn delivery_options(args: &DeliveryArgs, mistakes: &mut Mistakes) -> DeliveryOptions {
+    let mut options = DeliveryOptions::default();
+    let single = [
+        ("retries", &args.retries),
+        ("retry-delay", &args.retry_delay),
+        ("delay", &args.delay),
+        ("timeout", &args.timeout),
+        ("callback", &args.callback),
+        ("failure-callback", &args.failure_callback),
+        ("method", &args.method),
+        ("flow-control", &args.flow_control),
+        ("redact", &args.redact),
+    ];
+    let single = single
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, given(value)?)));
+    let labels = args.label.iter().map(|value| ("label", value.as_str()));
+    let headers = args
+        .forward_header
+        .iter()
+        .map(|value| ("forward-header", value.as_str()));
+    for (name, value) in single.chain(labels).chain(headers) {
+        if let Err(error) = options.set(name, value) {
+            mistakes.0.push(format!("--{error}"));
+        }
+    }
+    options
+}
+
+fn router(
+    args: &ServeArgs,
+    mistakes: &mut Mistakes,
+    warnings: &mut Vec<Warning>,
+) -> Option<Router> {
+    let mut routes = Vec::new();
+    for text in args.route.iter().filter(|text| !text.trim().is_empty()) {
+        let route = Route::parse(text).map_err(|error| format!("{text:?}: {error}"));
+        routes.extend(mistakes.check("--route", route));
+    }
+    let default = match given(&args.topic) {
+        Some(text) => Some(mistakes.check("--topic", Template::parse(text))?),
+        None => None,
+    };
+    let router = Router::new(routes, default);
+    for (shadowed, earlier) in router.shadowed() {
+        warnings.push(format!("--route: {shadowed:?} can never match, since {earlier:?} comes first and covers it; put it in front"));
+    }
+    if router.is_empty() {
+        warnings.push(
+            "--topic: without it and without --route only webhooks to /webhook/NAME are published, all others become dead letters"
+                .to_owned(),
+        );
+    }
+    Some(router)
+}
+
+fn buffer_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<buffer::Settings> {
+    let path = match (given(&args.buffer), given(&args.data_dir)) {
+        (Some(_), Some(_)) => {
+            mistakes.add(
+                "--buffer",
+                "there is a --data-dir too: leave one of them out",
+            );
+            return None;
+        }
+        (Some(path), None) => PathBuf::from(path),
+        (None, folder) => PathBuf::from(folder.unwrap_or_default()).join(BUFFER_NAME),
+    };
+    let max_bytes = optional(&args.buffer_max, "--buffer-max", size, mistakes).unwrap_or(1 << 30);
+    if max_bytes < SMALLEST_BUFFER {
+        mistakes.add(
+            "--buffer-max",
+            format_args!("{} is too little: write at least 1MiB", ByteSize(max_bytes)),
+        );
+    }
+    let keep = optional(&args.keep_delivered, "--keep-delivered", duration, mistakes);
+    let keep_delivered = keep.unwrap_or(Duration::from_secs(24 * 3600));
+    Some(buffer::Settings {
+        path,
+        max_bytes,
+        keep_delivered,
+    })
+}
+
+fn log_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<LogSettings> {
+    let format = match given(&args.log_format) {
+        None => None,
+        Some("text") => Some(LogFormat::Text),
+        Some("json") => Some(LogFormat::Json),
+        Some(other) => {
+            mistakes.add(
+                "--log-format",
+                format_args!("there is no {other:?}: write text or json"),
+            );
+            return None;
+        }
+    };
+    let filter = given(&args.log).unwrap_or("info").to_owned();
+    let parsed = tracing_subscriber::EnvFilter::builder().parse(&filter);
+    mistakes.check(
+        "--log",
+        parsed.map_err(|error| format!("{error}: write a level such as info, or target=level")),
+    )?;
+    Some(LogSettings { format, filter })
+}
+
+/// A value that was given: an empty one, as in `QSTASH_TOKEN=`, counts as none.
+fn given(value: &Option<String>) -> Option<&str> {
+    value
+        .as_deref()
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
+}
+
+fn optional<T>(
+    value: &Option<String>,
+    flag: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+    mistakes: &mut Mistakes,
+) -> Option<T> {
+    given(value).and_then(|text| mistakes.check(flag, parse(text)))
+}
+
+fn secret(
+    (flag, value): (&str, &Option<String>),
+    (file_flag, file): (&str, &Option<String>),
+    mistakes: &mut Mistakes,
+) -> Option<Secret> {
+    match (given(value), given(file)) {
+        (Some(_), Some(_)) => {
+            mistakes.add(
+                flag,
+                format_args!("there is a {file_flag} too: leave one of them out"),
+            );
+            None
+        }
+        (Some(value), None) => Secret::trimmed(value),
+        (None, Some(path)) => read_secret(file_flag, path, mistakes),
+        (None, None) => None,
+    }
+}
+
+fn read_secret(flag: &str, path: &str, mistakes: &mut Mistakes) -> Option<Secret> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"));
+    let text = mistakes.check(flag, text)?;
+    let secret = Secret::trimmed(&text);
+    if secret.is_none() {
+        mistakes.add(
+            flag,
+            format_args!("{path} is empty: write the secret into it"),
+        );
+    }
+    secret
+}
+
+/// `HOST:PORT`, `:PORT` (this machine only) or `localhost:PORT`.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    let text = text.trim();
+    let local = |port: &str| {
+        port.parse()
+            .ok()
+            .map(|port: u16| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))
+    };
+    let parsed = match text
+        .strip_prefix("localhost:")
+        .or_else(|| text.strip_prefix(':'))
+    {
+        Some(port) => local(port),
+        None => text.parse().ok(),
+    };
+    parsed.ok_or_else(|| format!("{text:?} is no address: write IP:PORT such as 127.0.0.1:8787"))
+}
+
+/// A number with a unit; 0 needs none.
+fn duration(text: &str) -> Result<Duration, String> {
+    if text.chars().all(|c| c.is_ascii_digit()) && text != "0" {
+        return Err(format!(
+            "{text:?} has no unit: write {text}s for seconds, or {text}m, {text}h, {text}d"
+        ));
+    }
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{text:?} is no duration ({error}): write a number with a unit such as 250ms, 10s or 24h"))
+}
+
+/// A number with a unit.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    if text.chars().all(|c| c.is_ascii_digit()) && text != "0" {
+        return Err(format!(
+            "{text:?} has no unit: write {text}B for bytes, or {text}KiB, {text}MiB"
+        ));
+    }
+    let size = text.parse::<ByteSize>().map(|size| size.as_u64());
+    size.map_err(|_why| {
+        format!("{text:?} is no size: write a number with a unit such as 32MiB or 1GB")
+    })
+}

@@ -1,0 +1,712 @@
+//! The forwarder: claims what is due, publishes it, settles it.
+//!
+//! One task owns all decisions; requests run beside it and report back. One event alone goes
+//! as a single publish, a backlog as batches: while all requests are out, the next batch
+//! gathers, so there is no timer here either.
+//!
+//! Where an event is while something fails: on disk, pending. It leaves the queue only by an
+//! outcome that was committed. What is in memory is a window on the head of the backlog.
+
+mod backoff;
+mod breaker;
+mod publish;
+mod window;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, info, warn};
+
+use self::breaker::{Breaker, Change, Permit};
+use self::publish::{Attempt, Published, Tried};
+use self::window::{Entry, Window};
+use crate::buffer::{AppendError, Buffer, Pending, Seq, Settlement, Verdict};
+use crate::clock;
+use crate::destination::{DeliveryOptions, Destination};
+use crate::metrics::Metrics;
+use crate::qstash::{Client, Outcome};
+
+pub(crate) use self::breaker::Cause;
+
+/// Requests in flight. At 80 ms an answer, 8 batches of 100 make 10,000 events a second.
+const MAX_REQUESTS: usize = 8;
+
+/// Events in memory, without their bytes: enough to fill all requests past events that wait
+/// for one of their document.
+const WINDOW: usize = 2 * MAX_REQUESTS * window::MAX_BATCH;
+
+/// Outcomes that wait for the disk. Beyond it nothing new is published: it could be lost
+/// track of.
+const MAX_UNSETTLED: usize = 2 * WINDOW;
+
+/// How often an event may break the connection alone, while others pass, before it is a
+/// dead letter. Only this counts: a QStash that answers 500 to every other request must not
+/// bury anything.
+const MAX_STRIKES: u32 = 5;
+
+/// Between two tries of a destination that does not exist.
+const HOLD: Duration = Duration::from_secs(60);
+
+/// While the token is refused, how often its file is looked at.
+const TOKEN_LOOK: Duration = Duration::from_secs(1);
+
+/// How often ages are looked at, with `--max-age`.
+const AGE_LOOK: Duration = Duration::from_secs(60);
+
+/// After the buffer could not be read or written.
+const BUFFER_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the forwarder is told by flags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Give up on a pending event that is older.
+    pub max_age: Option<Duration>,
+    /// Between two tries of a destination that does not exist.
+    pub hold: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_age: None,
+            hold: HOLD,
+        }
+    }
+}
+
+/// Whether QStash takes events, for people and metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Flow {
+    /// Why nothing flows, and in which words; `None` while it does.
+    pub(crate) stopped: Option<(Cause, String)>,
+    /// Destinations that do not exist, in the order of their names.
+    pub(crate) held: Vec<String>,
+}
+
+/// The task's parts; [`Forwarder::run`] is the task.
+pub(crate) struct Forwarder {
+    pub(crate) settings: Settings,
+    pub(crate) buffer: Buffer,
+    pub(crate) client: Arc<Client>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) flow: watch::Sender<Flow>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+/// What the requests and settlements report.
+enum Report {
+    Published(Published),
+    Settled { count: usize, done: Vec<Seq> },
+}
+
+/// A destination that does not exist: its events stay on disk, one is tried now and then.
+#[derive(Debug)]
+struct Hold {
+    until: Instant,
+    trying: bool,
+}
+
+struct State {
+    window: Window,
+    breaker: Breaker,
+    holds: HashMap<String, Hold>,
+    /// All pending events up to here are known, or held.
+    cursor: Seq,
+    /// Whether there may be pending events behind the cursor.
+    more: bool,
+    requests: usize,
+    unsettled: usize,
+    /// Messages accepted so far: tells whether others pass while one fails.
+    passed: u64,
+    paused_until: Option<Instant>,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+impl State {
+    fn is_paused(&self) -> bool {
+        self.paused_until
+            .is_some_and(|until| Instant::now() < until)
+    }
+}
+
+impl Forwarder {
+    /// Publishes until `stop`, then lets what is out come back and be settled.
+    pub(crate) async fn run(self) {
+        // Unbounded, since its content is bounded: at most one report a request or settlement.
+        let (reports, mut reported) = mpsc::unbounded_channel();
+        let mut state = State {
+            window: Window::default(),
+            breaker: Breaker::new(),
+            holds: HashMap::new(),
+            cursor: Seq::START,
+            more: true,
+            requests: 0,
+            unsettled: 0,
+            passed: 0,
+            paused_until: None,
+            reports,
+        };
+        loop {
+            if self.stop.is_cancelled() {
+                if state.requests == 0 && state.unsettled == 0 {
+                    return;
+                }
+            } else {
+                self.expire(&mut state);
+                self.refill(&mut state).await;
+                self.dispatch(&mut state).await;
+            }
+            let wake = self.next_wake(&state);
+            tokio::select! {
+                () = self.stop.cancelled(), if !self.stop.is_cancelled() => {}
+                report = reported.recv() => match report {
+                    Some(Report::Published(published)) => self.published(&mut state, published),
+                    Some(Report::Settled { count, done }) => {
+                        state.unsettled -= count;
+                        done.into_iter().for_each(|seq| state.window.forget(seq));
+                    }
+                    None => return, // the state holds a sender: not before it is dropped
+                },
+                () = self.buffer.appended().notified() => state.more = true,
+                () = sleep_until(wake) => self.look_at_token(&mut state),
+            }
+        }
+    }
+
+    /// Fills the window from disk, once there is room for a good part of it.
+    async fn refill(&self, state: &mut State) {
+        while state.more && !state.is_paused() && state.window.len() <= WINDOW / 2 {
+            let held: Vec<String> = state.holds.keys().cloned().collect();
+            let limit = WINDOW - state.window.len();
+            let events = match self.buffer.pending(state.cursor, held, limit).await {
+                Ok(events) => events,
+                Err(error) => {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "Buffer could not be read, will try again"
+                    );
+                    state.paused_until = Some(Instant::now() + BUFFER_PAUSE);
+                    return;
+                }
+            };
+            state.more = events.len() == limit;
+            for event in events {
+                state.cursor = event.seq;
+                if !state.window.knows(event.seq)
+                    && let Some(entry) = self.entry(state, event)
+                {
+                    state.window.insert(entry);
+                }
+            }
+        }
+    }
+
+    /// Makes an entry of what the buffer gave. An address that this version cannot read is a
+    /// dead letter, so that it blocks nothing.
+    fn entry(&self, state: &mut State, event: Pending) -> Option<Entry> {
+        let (now, wall) = (Instant::now(), clock::now());
+        let due = (event.due_at > wall).then(|| now + event.due_at.since(wall).min(AGE_LOOK));
+        let destination = event
+            .address
+            .destination
+            .parse::<Destination>()
+            .map_err(|error| error.to_string());
+        let options =
+            DeliveryOptions::parse(&event.address.options).map_err(|error| error.to_string());
+        match (destination, options) {
+            (Ok(destination), Ok(options)) => Some(Entry::new(
+                event,
+                Destination {
+                    options,
+                    ..destination
+                },
+                due,
+            )),
+            (Err(reason), _) | (_, Err(reason)) => {
+                self.metrics.dead_rejected.add();
+                error!(event.id = %event.id, destination = event.address.destination, reason, "Event is a dead letter");
+                self.settle(
+                    state,
+                    vec![Settlement {
+                        seq: event.seq,
+                        verdict: Verdict::Dead {
+                            reason,
+                            attempted: false,
+                        },
+                    }],
+                );
+                None
+            }
+        }
+    }
+
+    /// Starts as many requests as may be out.
+    async fn dispatch(&self, state: &mut State) {
+        while state.requests < MAX_REQUESTS && state.unsettled < MAX_UNSETTLED && !state.is_paused()
+        {
+            let now = Instant::now();
+            match state.breaker.permit(now) {
+                Permit::Wait(_) | Permit::WaitForTrial => return,
+                Permit::Trial => {
+                    let (entry, attempt) = match state.window.take_trial(now) {
+                        Some(entry) => (entry, Attempt::Trial),
+                        None => match self.take_held(state, now).await {
+                            Some(held) => held,
+                            None => return,
+                        },
+                    };
+                    state.breaker.trial_started();
+                    self.start(state, vec![entry], attempt);
+                }
+                Permit::Flow => {
+                    if let Some((entry, attempt)) = self.take_held(state, now).await {
+                        self.start(state, vec![entry], attempt);
+                        continue;
+                    }
+                    let entries = state.window.take_batch(self.client.can_batch(), now);
+                    if entries.is_empty() {
+                        return;
+                    }
+                    self.start(state, entries, Attempt::Flow);
+                }
+            }
+            self.refill(state).await;
+        }
+    }
+
+    /// The oldest event of a destination that is held and due to be tried.
+    async fn take_held(&self, state: &mut State, now: Instant) -> Option<(Entry, Attempt)> {
+        loop {
+            let due = state
+                .holds
+                .iter()
+                .find(|(_, hold)| !hold.trying && hold.until <= now);
+            let destination = due.map(|(destination, _)| destination.clone())?;
+            let first = self.buffer.first_for(destination.clone()).await;
+            let Some(hold) = state.holds.get_mut(&destination) else {
+                continue;
+            };
+            match first {
+                // Its last outcome is not on disk yet.
+                Ok(Some(event)) if state.window.knows(event.seq) => hold.until = now + BUFFER_PAUSE,
+                Ok(Some(event)) if self.is_expired(&event) => {
+                    hold.until = now + BUFFER_PAUSE;
+                    self.bury_expired(state, &event);
+                }
+                Ok(Some(event)) => {
+                    hold.until = now + BUFFER_PAUSE;
+                    if let Some(entry) = self.entry(state, event) {
+                        if let Some(hold) = state.holds.get_mut(&destination) {
+                            hold.trying = true;
+                        }
+                        state.window.take_out(&entry);
+                        return Some((entry, Attempt::Held(destination)));
+                    }
+                }
+                // Nothing waits for it any more: the next event for it will tell.
+                Ok(None) => self.release(state, &destination),
+                Err(error) => {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "Buffer could not be read, will try again"
+                    );
+                    hold.until = now + BUFFER_PAUSE;
+                }
+            }
+        }
+    }
+
+    fn start(&self, state: &mut State, entries: Vec<Entry>, attempt: Attempt) {
+        state.requests += 1;
+        let patience = state.breaker.patience(Instant::now());
+        let (buffer, client, reports) = (
+            self.buffer.clone(),
+            Arc::clone(&self.client),
+            state.reports.clone(),
+        );
+        self.tasks.spawn(async move {
+            let published = publish::publish(&buffer, &client, entries, attempt, patience).await;
+            // The forwarder is only gone when the grace is over: the events stay pending.
+            reports.send(Report::Published(published)).ok();
+        });
+    }
+
+    /// Takes in what a request brought.
+    fn published(&self, state: &mut State, published: Published) {
+        state.requests -= 1;
+        let now = Instant::now();
+        let alone = published.size == 1;
+        let mut settlements = Vec::with_capacity(published.size);
+        let mut stopped: Option<(Cause, Option<Duration>, String)> = None;
+        let mut reached = false;
+        if !published.readable {
+            state.paused_until = Some(now + BUFFER_PAUSE);
+        }
+        for (mut entry, tried) in published.tried {
+            state.window.attempt_over(entry.key);
+            let outcome = match tried {
+                Tried::Yes(outcome) => outcome,
+                Tried::No if matches!(published.attempt, Attempt::Held(_)) => {
+                    state.window.forget(entry.seq());
+                    continue;
+                }
+                Tried::No => {
+                    state.window.insert(entry);
+                    continue;
+                }
+                Tried::Gone => {
+                    state.window.forget(entry.seq());
+                    continue;
+                }
+            };
+            reached |= outcome.is_about_the_message();
+            let failure = match outcome {
+                Outcome::Accepted {
+                    message_ids,
+                    duplicate,
+                } => {
+                    state.passed += 1;
+                    self.delivered(&entry, &message_ids, duplicate, published.took);
+                    settlements.push(settle_one(&entry, Verdict::Delivered { message_ids }));
+                    if let Attempt::Held(destination) = &published.attempt {
+                        self.release(state, destination);
+                    }
+                    continue;
+                }
+                Outcome::Rejected { reason } => {
+                    self.metrics.dead_rejected.add();
+                    settlements.push(bury(&entry, reason));
+                    continue;
+                }
+                Outcome::TooLarge { reason } => {
+                    self.metrics.dead_too_large.add();
+                    let reason = format!(
+                        "too large for the QStash plan with {} bytes. {reason}",
+                        entry.event.size
+                    );
+                    settlements.push(bury(&entry, reason));
+                    continue;
+                }
+                Outcome::UnknownDestination { reason } => {
+                    settlements.push(postpone(&entry, Duration::ZERO, &reason));
+                    self.hold(state, &entry, &reason, now);
+                    state.window.forget(entry.seq());
+                    continue;
+                }
+                Outcome::Unauthorized { reason, .. } => (Cause::Unauthorized, None, reason),
+                Outcome::Limited { wait, reason, .. } => (Cause::Limited, wait, reason),
+                Outcome::Unreachable {
+                    wait,
+                    broke,
+                    reason,
+                } => {
+                    entry.largest_batch = (entry.largest_batch.min(published.size) / 2).max(1);
+                    if alone && (entry.failures == 0 || entry.passed_at_failure < state.passed) {
+                        entry.failures += 1;
+                        entry.strikes += u32::from(broke);
+                        entry.passed_at_failure = state.passed;
+                    }
+                    if entry.strikes >= MAX_STRIKES {
+                        self.metrics.dead_poison.add();
+                        let reason = format!(
+                            "broke the connection {MAX_STRIKES} times while other events passed. {reason}"
+                        );
+                        settlements.push(bury(&entry, reason));
+                        continue;
+                    }
+                    (Cause::Unreachable, wait, reason)
+                }
+            };
+            let wait = match failure.0 {
+                // It goes behind the others for a while, or it would open the breaker anew.
+                Cause::Unreachable if entry.failures > 1 => backoff::wait(entry.failures, 1.0),
+                _ => Duration::ZERO,
+            };
+            entry.due = (!wait.is_zero()).then(|| now + wait);
+            settlements.push(postpone(&entry, wait, &failure.2));
+            if let Attempt::Held(_) = &published.attempt {
+                state.window.forget(entry.seq()); // still held
+            } else {
+                state.window.insert(entry);
+            }
+            stopped = Some(failure);
+        }
+        if let Attempt::Held(destination) = &published.attempt
+            && let Some(hold) = state.holds.get_mut(destination)
+        {
+            hold.trying = false;
+        }
+        self.step_breaker(
+            state,
+            stopped,
+            reached,
+            &published.attempt,
+            published.took,
+            now,
+        );
+        self.settle(state, settlements);
+    }
+
+    fn step_breaker(
+        &self,
+        state: &mut State,
+        stopped: Option<(Cause, Option<Duration>, String)>,
+        reached: bool,
+        attempt: &Attempt,
+        took: Duration,
+        now: Instant,
+    ) {
+        match stopped {
+            Some((cause, wait, reason)) => {
+                self.metrics.publishes_failed.add();
+                match state.breaker.failed(cause, wait, fastrand::f64(), now) {
+                    Change::Opened | Change::CauseChanged => {
+                        match cause {
+                            Cause::Unreachable => {
+                                warn!(reason, "QStash is unreachable, events are kept")
+                            }
+                            Cause::Unauthorized => {
+                                error!(reason, "QStash refuses the token, events are kept")
+                            }
+                            Cause::Limited => warn!(
+                                reason,
+                                retry_in_ms = wait.map(millis),
+                                "QStash takes no more for now, events are kept"
+                            ),
+                        }
+                        self.flow
+                            .send_modify(|flow| flow.stopped = Some((cause, reason)));
+                    }
+                    Change::None | Change::Closed => debug!(reason, "Publish failed, will retry"),
+                }
+            }
+            None if reached => {
+                self.metrics.publishes_ok.add();
+                if state.breaker.succeeded(took) == Change::Closed {
+                    info!("QStash takes events again");
+                    self.flow.send_modify(|flow| flow.stopped = None);
+                }
+            }
+            // Nothing was tried: its event was gone.
+            None if !matches!(attempt, Attempt::Flow) => state.breaker.trial_void(now),
+            None => {}
+        }
+    }
+
+    /// One line for each delivered event.
+    fn delivered(&self, entry: &Entry, message_ids: &[String], duplicate: bool, took: Duration) {
+        self.metrics.delivered.add();
+        if duplicate {
+            self.metrics.duplicates.add();
+        }
+        let event = &entry.event;
+        info!(
+            event.id = %event.id,
+            event.kind = event.facts.kind,
+            event.model = event.facts.model,
+            destination = event.address.destination,
+            attempt = event.attempts + 1,
+            elapsed_ms = millis(took),
+            message_id = message_ids.join(","),
+            duplicate,
+            "Delivered",
+        );
+    }
+
+    fn hold(&self, state: &mut State, entry: &Entry, reason: &str, now: Instant) {
+        let destination = &entry.event.address.destination;
+        let hold = Hold {
+            until: now + self.settings.hold,
+            trying: false,
+        };
+        if state.holds.insert(destination.clone(), hold).is_none() {
+            error!(
+                destination,
+                reason,
+                "Destination does not exist, its events are kept; create it, or change the route"
+            );
+            self.tell_holds(state);
+        }
+        state.window.remove_for(destination);
+    }
+
+    /// A destination takes events again: those on disk that were passed over come in.
+    fn release(&self, state: &mut State, destination: &str) {
+        if state.holds.remove(destination).is_some() {
+            info!(destination, "Destination takes events again");
+            state.cursor = Seq::START;
+            state.more = true;
+            self.tell_holds(state);
+        }
+    }
+
+    fn tell_holds(&self, state: &State) {
+        let mut held: Vec<String> = state.holds.keys().cloned().collect();
+        held.sort();
+        self.flow.send_modify(|flow| flow.held = held);
+    }
+
+    /// Has outcomes written, and written again until they are: an event whose outcome is lost
+    /// would be published once more after the next start.
+    fn settle(&self, state: &mut State, settlements: Vec<Settlement>) {
+        if settlements.is_empty() {
+            return;
+        }
+        state.unsettled += settlements.len();
+        let (buffer, reports) = (self.buffer.clone(), state.reports.clone());
+        self.tasks.spawn(async move {
+            // What is postponed is known all along: it waits in the window, or is out again.
+            let is_done =
+                |settlement: &&Settlement| !matches!(settlement.verdict, Verdict::Postponed { .. });
+            let done = settlements
+                .iter()
+                .filter(is_done)
+                .map(|settlement| settlement.seq)
+                .collect();
+            let count = settlements.len();
+            let mut warned = false;
+            loop {
+                match buffer.settle(settlements.clone()).await {
+                    Ok(()) | Err(AppendError::Closed) => break,
+                    Err(error) => {
+                        if !std::mem::replace(&mut warned, true) {
+                            warn!(
+                                error = &error as &dyn std::error::Error,
+                                "Outcomes could not be written, will try again"
+                            );
+                        }
+                        tokio::time::sleep(BUFFER_PAUSE).await;
+                    }
+                }
+            }
+            reports.send(Report::Settled { count, done }).ok(); // the forwarder may have ended
+        });
+    }
+
+    fn is_expired(&self, event: &Pending) -> bool {
+        self.settings
+            .max_age
+            .is_some_and(|max_age| clock::now().since(event.received_at) > max_age)
+    }
+
+    fn expire(&self, state: &mut State) {
+        if self.settings.max_age.is_none() {
+            return;
+        }
+        for entry in state.window.take_older(|event| self.is_expired(event)) {
+            state.window.attempt_over(entry.key);
+            self.bury_expired(state, &entry.event);
+        }
+    }
+
+    fn bury_expired(&self, state: &mut State, event: &Pending) {
+        self.metrics.dead_expired.add();
+        let max_age = humantime::format_duration(self.settings.max_age.unwrap_or_default());
+        let reason = format!("not delivered within {max_age} (--max-age)");
+        error!(event.id = %event.id, event.kind = event.facts.kind, reason, "Event is a dead letter");
+        self.settle(
+            state,
+            vec![Settlement {
+                seq: event.seq,
+                verdict: Verdict::Dead {
+                    reason,
+                    attempted: false,
+                },
+            }],
+        );
+    }
+
+    /// When something is to be done without being told.
+    fn next_wake(&self, state: &State) -> Option<Instant> {
+        if self.stop.is_cancelled() {
+            return None;
+        }
+        let now = Instant::now();
+        let look = match state.breaker.cause() {
+            Some(Cause::Unauthorized) => Some(now + TOKEN_LOOK),
+            _ => None,
+        };
+        let age =
+            (self.settings.max_age.is_some() && state.window.len() > 0).then(|| now + AGE_LOOK);
+        let flow = match state.breaker.permit(now) {
+            Permit::Wait(until) if state.window.len() > 0 || !state.holds.is_empty() => Some(until),
+            Permit::Flow => {
+                let holds = state
+                    .holds
+                    .values()
+                    .filter(|hold| !hold.trying)
+                    .map(|hold| hold.until)
+                    .min();
+                state.window.next_due(now).into_iter().chain(holds).min()
+            }
+            _ => None,
+        };
+        [
+            look,
+            age,
+            flow,
+            state.paused_until.filter(|until| *until > now),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn look_at_token(&self, state: &mut State) {
+        if state.breaker.cause() == Some(Cause::Unauthorized) && self.client.refresh_token() {
+            state.breaker.try_now(Instant::now());
+        }
+    }
+}
+
+fn settle_one(entry: &Entry, verdict: Verdict) -> Settlement {
+    Settlement {
+        seq: entry.seq(),
+        verdict,
+    }
+}
+
+fn bury(entry: &Entry, reason: String) -> Settlement {
+    let event = &entry.event;
+    error!(
+        event.id = %event.id,
+        event.kind = event.facts.kind,
+        destination = event.address.destination,
+        reason,
+        "Event is a dead letter",
+    );
+    settle_one(
+        entry,
+        Verdict::Dead {
+            reason,
+            attempted: true,
+        },
+    )
+}
+
+fn postpone(entry: &Entry, wait: Duration, reason: &str) -> Settlement {
+    let due_at = clock::now().plus(wait);
+    settle_one(
+        entry,
+        Verdict::Postponed {
+            due_at,
+            reason: reason.to_owned(),
+        },
+    )
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}

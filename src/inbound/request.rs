@@ -1,0 +1,250 @@
+//! Reading a request: who sent it, whether it is JSON, its body, and its headers for the
+//! receiver.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::HeaderMap;
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE};
+use tokio::time::timeout;
+
+use crate::event::Facts;
+use crate::http::bearer;
+use crate::secret::Secret;
+
+/// How long the next piece of a body may take.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long and how much of a body that is too large is read before the answer: a sender
+/// that is still writing would not read it, and a connection closed on unread bytes takes
+/// the answer with it.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+const DISCARD_BYTES: u64 = 256 << 20;
+
+const STRAPI_EVENT: &str = "x-strapi-event";
+
+/// Headers of the connection and of Strapi's HTTP client: not the hook's own, so they do not
+/// go on to the receiver. Nor does the secret that was meant for us.
+const NOT_FORWARDED: [&str; 18] = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "authorization",
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "sec-fetch-mode",
+];
+
+/// Why a body was not read.
+#[derive(Debug)]
+pub(super) enum Unread {
+    TooLarge,
+    TooSlow,
+    Broken(hyper::Error),
+}
+
+pub(super) fn is_authorised(headers: &HeaderMap, secret: &Secret) -> bool {
+    bearer(headers).is_some_and(|offered| secret.matches(offered))
+}
+
+/// A browser page can post anything but JSON to another origin without asking first: with
+/// this, no page on the same machine can post an event.
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let media_type = value
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    media_type == "application/json"
+        || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+}
+
+/// The body, if it is not larger than `limit`.
+pub(super) async fn read(mut body: Incoming, limit: u64) -> Result<Bytes, Unread> {
+    if body.size_hint().lower() > limit {
+        discard(&mut body).await;
+        return Err(Unread::TooLarge);
+    }
+    // A body in one piece, which is most of them, is not copied.
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = timeout(PIECE_TIMEOUT, body.frame())
+        .await
+        .map_err(|_elapsed| Unread::TooSlow)?
+    {
+        let Ok(piece) = frame.map_err(Unread::Broken)?.into_data() else {
+            continue;
+        }; // trailers
+        if (first.len() + whole.len() + piece.len()) as u64 > limit {
+            discard(&mut body).await;
+            return Err(Unread::TooLarge);
+        }
+        if first.is_empty() && whole.is_empty() {
+            first = piece;
+            continue;
+        }
+        if whole.is_empty() {
+            let expected = body
+                .size_hint()
+                .exact()
+                .and_then(|left| usize::try_from(left).ok())
+                .unwrap_or(0);
+            whole.reserve(first.len() + piece.len() + expected);
+            whole.extend_from_slice(&first);
+            first.clear();
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(if whole.is_empty() {
+        first
+    } else {
+        whole.freeze()
+    })
+}
+
+async fn discard(body: &mut Incoming) {
+    let all = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if read > DISCARD_BYTES {
+                break;
+            }
+        }
+    };
+    timeout(DISCARD_TIMEOUT, all).await.ok(); // then the sender has to do without the answer
+}
+
+/// The kind of an event is in its body; in its header where the body has none.
+pub(super) fn with_kind(mut facts: Facts, headers: &HeaderMap) -> Facts {
+    if facts.kind.is_empty() {
+        let header = headers
+            .get(STRAPI_EVENT)
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        facts.kind = header
+            .filter(|kind| !kind.is_empty())
+            .unwrap_or_else(|| "unknown".to_owned());
+    }
+    facts
+}
+
+/// Content-Type, the hook's own headers, and X-Strapi-Event always.
+pub(super) fn for_receiver(headers: &HeaderMap, kind: &str) -> Vec<(String, Bytes)> {
+    let named_by_connection: Vec<String> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    let mut forwarded: Vec<(String, Bytes)> = headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value))
+        .filter(|(name, _)| {
+            !NOT_FORWARDED.contains(name) && !named_by_connection.iter().any(|named| named == name)
+        })
+        .map(|(name, value)| (name.to_owned(), Bytes::copy_from_slice(value.as_bytes())))
+        .collect();
+    if !headers.contains_key(STRAPI_EVENT) {
+        forwarded.push((
+            STRAPI_EVENT.to_owned(),
+            Bytes::copy_from_slice(kind.as_bytes()),
+        ));
+    }
+    forwarded
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &[u8])]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &[u8])| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_bytes(value).unwrap(),
+            )
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn only_json_is_taken() {
+        for (value, taken) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("application/cloudevents+json", true),
+            ("text/plain", false),
+            ("text/plain;application/json", false),
+            ("application/x-www-form-urlencoded", false),
+            ("text/json", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                is_json(&headers(&[("content-type", value.as_bytes())])),
+                taken,
+                "{value}"
+            );
+        }
+        assert!(!is_json(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn the_secret_is_wanted_as_a_bearer_token() {
+        let secret = Secret::trimmed("s3cret").unwrap();
+        for (value, right) in [
+            ("Bearer s3cret", true),
+            ("bearer  s3cret ", true),
+            ("Basic s3cret", false),
+            ("s3cret", false),
+            ("Bearer s3cret2", false),
+            ("Bearer", false),
+        ] {
+            assert_eq!(
+                is_authorised(&headers(&[("authorization", value.as_bytes())]), &secret),
+                right,
+                "{value}"
+            );
+        }
+        assert!(!is_authorised(&HeaderMap::new(), &secret));
+    }
+
+    #[test]
+    fn the_hooks_own_headers_go_on_and_those_of_the_connection_do_not() {
+        let headers = headers(&[
+            ("host", b"localhost:8787"),
+            ("connection", b"keep-alive, X-Hop"),
+            ("x-hop", b"1"),
+            ("authorization", b"Bearer s3cret"),
+            ("content-type", b"application/json"),
+            ("x-latin", b"Gr\xfc\xdfe"),
+            ("user-agent", b"node"),
+            ("content-length", b"5"),
+        ]);
+        let forwarded = for_receiver(&headers, "entry.create");
+        let names: Vec<&str> = forwarded.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["content-type", "x-latin", "x-strapi-event"]);
+        assert_eq!(forwarded[1].1, Bytes::from_static(b"Gr\xfc\xdfe"));
+        assert_eq!(forwarded[2].1, Bytes::from_static(b"entry.create"));
+    }
+}

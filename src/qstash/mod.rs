@@ -1,0 +1,51 @@
+//! QStash, as this program sees it: what a publish looks like, what an answer means, and
+//! how deliveries are signed. It publishes what it is given and reports what happened; it
+//! knows nothing of the buffer.
+
+mod answer;
+mod base_url;
+mod client;
+mod message;
+mod tls;
+mod token;
+
+use std::path::PathBuf;
+
+pub use self::answer::{BatchOutcome, Outcome};
+pub use self::base_url::{BaseUrl, BaseUrlError};
+pub use self::client::{Client, ClientError};
+pub use self::message::Message;
+use crate::destination::DeliveryOptions;
+use crate::secret::Secret;
+
+/// How QStash is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where.
+    pub base: BaseUrl,
+    /// Which API.
+    pub api: Api,
+    /// As whom.
+    pub token: TokenSource,
+    /// Delivery options of all routes.
+    pub options: DeliveryOptions,
+}
+
+/// QStash's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Api {
+    /// `/v2/publish/…`, with batches and queues.
+    #[default]
+    V2,
+    /// `/v1/publish/{topic}`, as old tutorials have it; deprecated by Upstash in 2023.
+    V1,
+}
+
+/// Where the token comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// A value that stays.
+    Value(Secret),
+    /// A file that may change while the sidecar runs.
+    File(PathBuf),
+}

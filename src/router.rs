@@ -1,0 +1,612 @@
+//! The router: from an event's kind and uid to a destination. Pure; the first match wins.
+//!
+//! A rule reads `MATCH=DEST`. MATCH is `EVENT` or `EVENT:UID`, both globs (`*` any run of
+//! characters, `?` any one); a UID pattern without `::` is matched against the model's name.
+//! DEST may hold `{event}`, `{action}`, `{model}` and `{uid}`. A rule whose DEST needs
+//! something that an event does not have (media have no model) does not match that event:
+//! the next rule is tried.
+
+use crate::destination::{
+    DeliveryOptions, Destination, DestinationError, OptionError, Target, decode, encode,
+    is_name_char, is_url, split_queue,
+};
+use crate::event::Facts;
+
+/// The rules in the order given, and where all else goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Router {
+    routes: Vec<Route>,
+    default: Option<Template>,
+}
+
+/// Where an event goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Routing {
+    /// To QStash.
+    To(Destination),
+    /// Nowhere, by a rule.
+    Drop,
+    /// Nowhere, for want of a rule.
+    NoRoute,
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    text: String,
+    event: String,
+    uid: Option<String>,
+    action: Action,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Action {
+    Drop,
+    To(Template),
+}
+
+/// A destination in which facts of the event are filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    queue: Option<Vec<Part>>,
+    target: Vec<Part>,
+    is_url: bool,
+    options: DeliveryOptions,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Fact(Fact),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fact {
+    Event,
+    Action,
+    Model,
+    Uid,
+}
+
+/// Why a rule is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// No `=`.
+    #[error("{0:?} is no rule: write MATCH=DEST, such as 'entry.*:api::article.article=news'")]
+    NoEquals(String),
+    /// Nothing to match.
+    #[error("{0:?} matches nothing: write an event in front of the =, such as entry.publish or *")]
+    NoMatch(String),
+    /// An unknown `{…}`.
+    #[error("{{{0}}} is not known: there are {{event}}, {{action}}, {{model}} and {{uid}}")]
+    UnknownFact(String),
+    /// A `{` without its `}`.
+    #[error("{0:?} has a brace without its other half")]
+    Brace(String),
+    /// `drop` has no options.
+    #[error("drop has no delivery options: take off what follows the ?")]
+    DropWithOptions,
+    /// The destination is wrong.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    /// An option of the route is wrong.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+}
+
+impl Router {
+    /// The rules in their order; `default` takes what no rule matches.
+    pub fn new(routes: Vec<Route>, default: Option<Template>) -> Self {
+        Self { routes, default }
+    }
+
+    /// Whether no event can go anywhere, but for those that name a group in their path.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty() && self.default.is_none()
+    }
+
+    /// Where an event goes.
+    pub fn route(&self, facts: &Facts) -> Routing {
+        for route in self.routes.iter().filter(|route| route.matches(facts)) {
+            match &route.action {
+                Action::Drop => return Routing::Drop,
+                Action::To(template) => {
+                    if let Some(destination) = template.fill(facts) {
+                        return Routing::To(destination);
+                    }
+                }
+            }
+        }
+        let default = self
+            .default
+            .as_ref()
+            .and_then(|template| template.fill(facts));
+        default.map_or(Routing::NoRoute, Routing::To)
+    }
+
+    /// Rules that can never match, each with the earlier one that covers it.
+    pub fn shadowed(&self) -> Vec<(&str, &str)> {
+        let covering = |(at, later): (usize, &Route)| {
+            let earlier = self
+                .routes
+                .iter()
+                .take(at)
+                .find(|earlier| earlier.covers(later))?;
+            Some((at, earlier))
+        };
+        let found = self.routes.iter().enumerate().filter_map(covering);
+        found
+            .filter_map(|(at, earlier)| {
+                Some((self.routes.get(at)?.text.as_str(), earlier.text.as_str()))
+            })
+            .collect()
+    }
+
+    /// Whether any destination goes through a queue.
+    pub fn uses_queues(&self) -> bool {
+        let templates = self.routes.iter().filter_map(|route| match &route.action {
+            Action::To(template) => Some(template),
+            Action::Drop => None,
+        });
+        templates
+            .chain(self.default.as_ref())
+            .any(|template| template.queue.is_some())
+    }
+}
+
+impl Route {
+    /// Reads `MATCH=DEST`.
+    pub fn parse(text: &str) -> Result<Self, RouteError> {
+        let text = text.trim();
+        let (pattern, destination) = text
+            .split_once('=')
+            .ok_or_else(|| RouteError::NoEquals(text.to_owned()))?;
+        let (event, uid) = match pattern.split_once(':') {
+            Some((event, uid)) => (event.trim(), Some(uid.trim())),
+            None => (pattern.trim(), None),
+        };
+        if event.is_empty() || uid == Some("") {
+            return Err(RouteError::NoMatch(text.to_owned()));
+        }
+        let destination = destination.trim();
+        let action = match destination.split_once('?') {
+            Some(("drop", _)) => return Err(RouteError::DropWithOptions),
+            None if destination == "drop" => Action::Drop,
+            _ => Action::To(Template::parse(destination)?),
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            event: event.to_owned(),
+            uid: uid.map(str::to_owned),
+            action,
+        })
+    }
+
+    fn matches(&self, facts: &Facts) -> bool {
+        glob(&self.event, &facts.kind)
+            && self.uid.as_ref().is_none_or(|uid| matches_uid(uid, facts))
+    }
+
+    /// Whether every event that `later` matches ends here. Sound, not complete: it may
+    /// overlook a covered rule, but never names one that is not.
+    fn covers(&self, later: &Self) -> bool {
+        let always_fills = match &self.action {
+            Action::Drop => true,
+            Action::To(template) => template.always_fills(),
+        };
+        let covers_uid = match (&self.uid, &later.uid) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(ours), Some(theirs)) if is_model(ours) == is_model(theirs) => {
+                covers_glob(ours, theirs)
+            }
+            // A uid ends in the name of its model.
+            (Some(ours), Some(theirs)) if is_model(ours) => {
+                covers_glob(ours, model_of(theirs)) && !theirs.ends_with('*')
+            }
+            (Some(_), Some(_)) => false,
+        };
+        always_fills && covers_glob(&self.event, &later.event) && covers_uid
+    }
+}
+
+impl Template {
+    /// Reads a DEST.
+    pub fn parse(text: &str) -> Result<Self, RouteError> {
+        if text.is_empty() {
+            return Err(DestinationError::Empty.into());
+        }
+        let (place, query) = text
+            .split_once('?')
+            .map_or((text, None), |(place, query)| (place, Some(query)));
+        let (queue, target) = split_queue(place)?;
+        let is_url = is_url(target);
+        let mut options = DeliveryOptions::default();
+        let mut kept = Vec::new();
+        for pair in query
+            .unwrap_or_default()
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+        {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if is_url && !DeliveryOptions::NAMES.contains(&name) {
+                kept.push(pair); // the endpoint's own
+            } else {
+                options.set(&decode(name), &decode(value))?;
+            }
+        }
+        if queue.is_some() && options.delay.is_some() {
+            return Err(OptionError::DelayInQueue.into());
+        }
+        let mut target = target.to_owned();
+        if !kept.is_empty() {
+            target = format!("{target}?{}", kept.join("&"));
+        }
+        let template = Self {
+            queue: queue.map(parts).transpose()?,
+            target: parts(&target)?,
+            is_url,
+            options,
+        };
+        // With something filled in, all of it must be a destination.
+        let sample = Facts {
+            kind: "entry.create".to_owned(),
+            model: Some("article".to_owned()),
+            uid: Some("api::article.article".to_owned()),
+            document: None,
+        };
+        if let Some(destination) = template.fill(&sample) {
+            destination.to_string().parse::<Destination>()?;
+        }
+        Ok(template)
+    }
+
+    fn fill(&self, facts: &Facts) -> Option<Destination> {
+        let queue = match &self.queue {
+            Some(parts) => Some(fill(parts, facts, false)?),
+            None => None,
+        };
+        let target = fill(&self.target, facts, self.is_url)?;
+        let target = if self.is_url {
+            Target::Url(target)
+        } else {
+            Target::Group(target)
+        };
+        Some(Destination {
+            queue,
+            target,
+            options: self.options.clone(),
+        })
+    }
+
+    fn always_fills(&self) -> bool {
+        let needs_none = |part: &Part| !matches!(part, Part::Fact(Fact::Model | Fact::Uid));
+        self.target
+            .iter()
+            .chain(self.queue.iter().flatten())
+            .all(needs_none)
+    }
+}
+
+impl Fact {
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "event" => Self::Event,
+            "action" => Self::Action,
+            "model" => Self::Model,
+            "uid" => Self::Uid,
+            _ => return None,
+        })
+    }
+
+    fn of(self, facts: &Facts) -> Option<&str> {
+        match self {
+            Self::Event => Some(&facts.kind),
+            Self::Action => Some(facts.action()),
+            Self::Model => facts.model.as_deref(),
+            Self::Uid => facts.uid.as_deref(),
+        }
+    }
+}
+
+fn parts(text: &str) -> Result<Vec<Part>, RouteError> {
+    let broken = || RouteError::Brace(text.to_owned());
+    let (mut parts, mut rest) = (Vec::new(), text);
+    while let Some((before, behind)) = rest.split_once('{') {
+        let (name, after) = behind.split_once('}').ok_or_else(broken)?;
+        if !before.is_empty() {
+            parts.push(Part::Text(before.to_owned()));
+        }
+        parts.push(Part::Fact(
+            Fact::named(name).ok_or_else(|| RouteError::UnknownFact(name.to_owned()))?,
+        ));
+        rest = after;
+    }
+    if rest.contains('}') {
+        return Err(broken());
+    }
+    if !rest.is_empty() {
+        parts.push(Part::Text(rest.to_owned()));
+    }
+    Ok(parts)
+}
+
+/// In a URL facts are percent-encoded; in a name each character that no name can hold
+/// becomes `-` (`api::article.article` gives `api--article.article`).
+fn fill(parts: &[Part], facts: &Facts, is_url: bool) -> Option<String> {
+    let mut filled = String::new();
+    for part in parts {
+        match part {
+            Part::Text(text) => filled.push_str(text),
+            Part::Fact(fact) => {
+                let value = fact.of(facts).filter(|value| !value.is_empty())?;
+                if is_url {
+                    filled.push_str(&encode(value));
+                } else {
+                    filled.extend(value.chars().map(|c| if is_name_char(c) { c } else { '-' }));
+                }
+            }
+        }
+    }
+    Some(filled)
+}
+
+/// A pattern without `::` is about the model's name, unless it matches anything.
+fn is_model(pattern: &str) -> bool {
+    !pattern.contains("::")
+}
+
+fn matches_uid(pattern: &str, facts: &Facts) -> bool {
+    if !is_model(pattern) {
+        return facts.uid.as_ref().is_some_and(|uid| glob(pattern, uid));
+    }
+    let model = facts
+        .model
+        .as_deref()
+        .or_else(|| facts.uid.as_deref().map(model_of));
+    model.is_some_and(|model| glob(pattern, model))
+}
+
+fn model_of(uid: &str) -> &str {
+    uid.rsplit('.').next().unwrap_or(uid)
+}
+
+/// Whether all of `text` matches. It goes back to the last `*` only, so its time is bounded
+/// by the product of both lengths, whatever the pattern.
+fn glob(pattern: &str, text: &str) -> bool {
+    matches_pattern(pattern, text, |p, t| p == '?' || p == t)
+}
+
+/// Whether `general` matches every text that `special` does: `special` is read as a text in
+/// which only a `*` may stand for its `*`, and only `?` or `*` for its `?`.
+fn covers_glob(general: &str, special: &str) -> bool {
+    matches_pattern(general, special, |p, t| {
+        (p == '?' && t != '*') || (p == t && p != '*')
+    })
+}
+
+fn matches_pattern(pattern: &str, text: &str, matches: impl Fn(char, char) -> bool) -> bool {
+    let (mut pattern, mut text) = (pattern.chars(), text.chars());
+    // Where to go on when it does not match: behind the last `*`, one character later.
+    let mut retry: Option<(std::str::Chars<'_>, std::str::Chars<'_>)> = None;
+    loop {
+        let mut ahead = pattern.clone();
+        match (ahead.next(), text.clone().next()) {
+            (Some('*'), _) => {
+                retry = Some((ahead.clone(), text.clone()));
+                pattern = ahead;
+                continue;
+            }
+            (None, None) => return true,
+            (Some(p), Some(t)) if matches(p, t) => {
+                pattern = ahead;
+                text.next();
+                continue;
+            }
+            _ => {}
+        }
+        let Some((after_star, tried)) = &mut retry else {
+            return false;
+        };
+        if tried.next().is_none() {
+            return false;
+        }
+        pattern = after_star.clone();
+        text = tried.clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(kind: &str, uid: Option<&str>, model: Option<&str>) -> Facts {
+        Facts {
+            kind: kind.into(),
+            uid: uid.map(str::to_owned),
+            model: model.map(str::to_owned),
+            document: None,
+        }
+    }
+
+    fn article(kind: &str) -> Facts {
+        facts(kind, Some("api::article.article"), Some("article"))
+    }
+
+    fn router(rules: &[&str], default: Option<&str>) -> Router {
+        let routes = rules
+            .iter()
+            .map(|rule| Route::parse(rule).unwrap())
+            .collect();
+        Router::new(routes, default.map(|text| Template::parse(text).unwrap()))
+    }
+
+    fn goes(router: &Router, facts: &Facts) -> String {
+        match router.route(facts) {
+            Routing::To(destination) => destination.to_string(),
+            Routing::Drop => "(drop)".into(),
+            Routing::NoRoute => "(no route)".into(),
+        }
+    }
+
+    #[test]
+    fn the_first_match_wins() {
+        let router = router(
+            &[
+                "entry.publish:api::article.*=news",
+                "entry.*:page=pages",
+                "media.*=drop",
+                "entry.delete:api::*=queue:gone/https://example.com/{model}?x=1",
+                "*:category=https://example.com/{uid}",
+            ],
+            Some("rest"),
+        );
+        for (facts, expected) in [
+            (article("entry.publish"), "news"),
+            (article("entry.update"), "rest"),
+            (
+                article("entry.delete"),
+                "queue:gone/https://example.com/article?x=1",
+            ),
+            (
+                facts("entry.update", Some("api::page.page"), Some("page")),
+                "pages",
+            ),
+            (facts("entry.publish", None, Some("page")), "pages"),
+            (facts("entry.publish", Some("api::x.page"), None), "pages"),
+            (facts("media.create", None, None), "(drop)"),
+            (
+                facts("a", Some("api::category.category"), Some("category")),
+                "https://example.com/api%3A%3Acategory.category",
+            ),
+            (facts("trigger-test", None, None), "rest"),
+        ] {
+            assert_eq!(goes(&router, &facts), expected, "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn templates_give_names_that_qstash_takes() {
+        assert_eq!(
+            goes(
+                &router(&["*=strapi.{action}"], None),
+                &article("entry.create")
+            ),
+            "strapi.create"
+        );
+        assert_eq!(
+            goes(&router(&["*={event}"], None), &article("trigger-test")),
+            "trigger-test"
+        );
+        assert_eq!(
+            goes(&router(&["*={uid}"], None), &article("entry.create")),
+            "api--article.article"
+        );
+    }
+
+    #[test]
+    fn a_rule_that_cannot_be_filled_in_lets_the_next_one_try() {
+        let media = facts("media.create", None, None);
+        assert_eq!(
+            goes(&router(&["*={model}", "media.*=files"], None), &media),
+            "files"
+        );
+        assert_eq!(goes(&router(&["*={model}"], Some("rest")), &media), "rest");
+        assert_eq!(goes(&router(&["*={model}"], None), &media), "(no route)");
+    }
+
+    #[test]
+    fn options_are_taken_from_the_query_and_the_rest_stays_the_endpoints() {
+        let router = router(
+            &["*=https://example.com/a?site=1&retries=5&delay=10s&b"],
+            None,
+        );
+        let Routing::To(destination) = router.route(&article("entry.create")) else {
+            panic!()
+        };
+        assert_eq!(destination.to_string(), "https://example.com/a?site=1&b");
+        assert_eq!(destination.options.to_text(), "retries=5&delay=10s");
+    }
+
+    #[test]
+    fn wrong_rules_say_what_to_write() {
+        for (rule, told) in [
+            ("news", "MATCH=DEST"),
+            ("=news", "an event in front of the ="),
+            ("entry.*:=news", "an event in front of the ="),
+            ("entry.*=", "destination is missing"),
+            ("entry.*=my group", "letters, digits"),
+            ("entry.*={modle}", "{model}"),
+            ("entry.*={model", "brace"),
+            ("entry.*=news?retrys=1", "retry-delay"),
+            ("entry.*=news?delay=10", "10s"),
+            ("entry.*=queue:q/news?delay=10s", "queue"),
+            ("entry.*=drop?retries=1", "drop"),
+            ("entry.*=https://exa mple.com", "URL"),
+        ] {
+            let error = Route::parse(rule).unwrap_err().to_string();
+            assert!(error.contains(told), "{rule}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_can_never_match_is_found() {
+        for (earlier, later, shadowed) in [
+            ("*=a", "entry.create=b", true),
+            ("entry.*=a", "entry.create:api::article.article=b", true),
+            ("entry.*=a", "entry.*=b", true),
+            (
+                "entry.*:article=a",
+                "entry.publish:api::article.article=b",
+                true,
+            ),
+            ("entry.*:api::*=a", "entry.*:api::article.article=b", true),
+            ("entry.?reate=drop", "entry.create=b", true),
+            ("entry.create=a", "entry.*=b", false),
+            ("entry.*:article=a", "entry.*=b", false),
+            ("entry.*:article=a", "entry.*:api::article.*=b", false),
+            ("entry.*:api::article.article=a", "entry.*:article=b", false),
+            ("entry.?=a", "entry.*=b", false),
+            ("entry.*={model}", "entry.create=b", false),
+            ("entry.*={action}", "entry.create=b", true),
+        ] {
+            assert_eq!(
+                !router(&[earlier, later], None).shadowed().is_empty(),
+                shadowed,
+                "{earlier} {later}"
+            );
+        }
+    }
+
+    #[test]
+    fn covering_is_never_claimed_wrongly() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut text = |letters: &[char], longest: usize| -> String {
+            (0..random.usize(0..=longest))
+                .map(|_| letters[random.usize(..letters.len())])
+                .collect()
+        };
+        let mut covered = 0;
+        for _ in 0..200_000 {
+            let (general, special) = (
+                text(&['a', 'b', '*', '?'], 4),
+                text(&['a', 'b', '*', '?'], 4),
+            );
+            let sample = text(&['a', 'b'], 6);
+            if covers_glob(&general, &special) && glob(&special, &sample) {
+                covered += 1;
+                assert!(
+                    glob(&general, &sample),
+                    "{general} covers {special}, but not {sample}"
+                );
+            }
+        }
+        assert!(covered > 1000);
+    }
+
+    #[test]
+    fn no_pattern_takes_long() {
+        let (pattern, text) = ("*a".repeat(200) + "b", "a".repeat(20_000));
+        assert!(!glob(&pattern, &text));
+    }
+}

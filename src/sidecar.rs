@@ -1,0 +1,226 @@
+//! The composition root: builds every part, owns all tasks, and knows the order in which
+//! they stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::{self, Admin};
+use crate::buffer::{Buffer, OpenError};
+use crate::config::Config;
+use crate::forwarder::{Flow, Forwarder};
+use crate::inbound::{self, Inbound};
+use crate::metrics::Metrics;
+use crate::qstash::{Client, ClientError};
+
+/// How often history that is older than it is kept is looked for.
+const TIDY: Duration = Duration::from_secs(60);
+
+/// A running sidecar.
+pub struct Sidecar {
+    inbound: Vec<SocketAddr>,
+    admin: Option<SocketAddr>,
+    buffer: Buffer,
+    metrics: Arc<Metrics>,
+    draining: Arc<AtomicBool>,
+    /// Inbound: the accept loops and their connections.
+    accepting: Part,
+    /// The forwarder and its requests.
+    forwarding: Part,
+    /// Admin and housekeeping: to the end.
+    attending: Part,
+}
+
+/// Tasks that stop together.
+#[derive(Default)]
+struct Part {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Part {
+    async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Why a sidecar did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error(
+        "could not listen on {address}; is another program there? Choose another address with {flag}"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The flag that sets it.
+        flag: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The buffer cannot be opened.
+    #[error(transparent)]
+    Buffer(#[from] OpenError),
+    /// The client cannot be built.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+impl Sidecar {
+    /// Starts all parts; when it returns, events are taken.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        // Listening comes first: what is refused at the port is lost, while a connection that
+        // waits for the buffer to open is only late.
+        let mut listeners = Vec::new();
+        for address in &config.inbound.listen {
+            listeners.push(listen(*address, "--listen").await?);
+        }
+        let admin_listener = match &config.admin {
+            Some(settings) => Some(listen(settings.listen, "--admin-listen").await?),
+            None => None,
+        };
+        let buffer = Buffer::open(&config.buffer)?;
+        let client = Arc::new(Client::new(config.qstash)?);
+        let metrics = Arc::new(Metrics::default());
+        let draining = Arc::new(AtomicBool::new(false));
+        let (flow, flow_seen) = watch::channel(Flow::default());
+        let (accepting, forwarding, attending) =
+            (Part::default(), Part::default(), Part::default());
+
+        let forwarder = Forwarder {
+            settings: config.forwarder,
+            buffer: buffer.clone(),
+            client: Arc::clone(&client),
+            metrics: Arc::clone(&metrics),
+            flow,
+            tasks: forwarding.tasks.clone(),
+            stop: forwarding.stop.clone(),
+        };
+        forwarding.tasks.spawn(forwarder.run());
+
+        let inbound = Arc::new(Inbound {
+            settings: config.inbound,
+            router: config.router,
+            buffer: buffer.clone(),
+            client,
+            metrics: Arc::clone(&metrics),
+        });
+        let mut addresses = Vec::new();
+        for (listener, address) in listeners {
+            addresses.push(address);
+            let serving = inbound::serve(
+                Arc::clone(&inbound),
+                listener,
+                accepting.stop.clone(),
+                accepting.tasks.clone(),
+            );
+            accepting.tasks.spawn(serving);
+        }
+        let mut admin_address = None;
+        if let (Some(settings), Some((listener, address))) = (config.admin, admin_listener) {
+            admin_address = Some(address);
+            let admin = Arc::new(Admin {
+                settings,
+                buffer: buffer.clone(),
+                metrics: Arc::clone(&metrics),
+                flow: flow_seen,
+                draining: Arc::clone(&draining),
+            });
+            attending.tasks.spawn(admin::serve(
+                admin,
+                listener,
+                attending.stop.clone(),
+                attending.tasks.clone(),
+            ));
+        }
+        attending
+            .tasks
+            .spawn(tidy(buffer.clone(), attending.stop.clone()));
+        Ok(Self {
+            inbound: addresses,
+            admin: admin_address,
+            buffer,
+            metrics,
+            draining,
+            accepting,
+            forwarding,
+            attending,
+        })
+    }
+
+    /// Where Strapi posts.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.inbound
+    }
+
+    /// Where health, metrics and status are.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// The buffer, to be looked at.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Stops: not ready → stop accepting → finish requests → stop claiming → settle what is
+    /// out → close the buffer. One deadline covers it all; passing it loses nothing, since the
+    /// buffer holds what is left.
+    pub async fn drain(self, grace: Duration) {
+        let drain = async {
+            self.draining.store(true, Ordering::Relaxed);
+            self.accepting.stop().await;
+            self.forwarding.stop().await;
+            self.attending.stop().await;
+            self.buffer.clone().close().await;
+        };
+        match tokio::time::timeout(grace, drain).await {
+            Ok(()) => info!(pending = self.buffer.tally().pending, "Stopped"),
+            Err(_elapsed) => warn!(
+                pending = self.buffer.tally().pending,
+                "Stopped at the end of the grace; the buffer holds what is left"
+            ),
+        }
+    }
+}
+
+async fn listen(
+    address: SocketAddr,
+    flag: &'static str,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen {
+        address,
+        flag,
+        source,
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+async fn tidy(buffer: Buffer, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(TIDY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        buffer.tidy().await;
+    }
+}
