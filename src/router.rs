@@ -21,6 +21,7 @@ pub struct Router {
 
 /// Where an event goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "it lives on the stack of one request, and most are of the large kind")]
 pub enum Routing {
     /// To QStash.
     To(Destination),
@@ -42,7 +43,7 @@ pub struct Route {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Action {
     Drop,
-    To(Template),
+    To(Box<Template>),
 }
 
 /// A destination in which facts of the event are filled in.
@@ -145,7 +146,7 @@ impl Router {
     /// Whether any destination goes through a queue.
     pub fn uses_queues(&self) -> bool {
         let templates = self.routes.iter().filter_map(|route| match &route.action {
-            Action::To(template) => Some(template),
+            Action::To(template) => Some(&**template),
             Action::Drop => None,
         });
         templates
@@ -172,7 +173,7 @@ impl Route {
         let action = match destination.split_once('?') {
             Some(("drop", _)) => return Err(RouteError::DropWithOptions),
             None if destination == "drop" => Action::Drop,
-            _ => Action::To(Template::parse(destination)?),
+            _ => Action::To(Box::new(Template::parse(destination)?)),
         };
         Ok(Self {
             text: text.to_owned(),

@@ -97,21 +97,21 @@ pub(super) async fn publish(
         .map(|(_, entry, payload)| message(entry, payload))
         .collect();
 
-    let mut parts = Vec::from([0..messages.len()]);
-    while let Some(range) = parts.pop() {
-        let Some(part) = messages.get(range.clone()).filter(|part| !part.is_empty()) else {
-            continue;
-        };
+    // Parts yet to be published, as where they begin and how long they are; the next is last.
+    let mut parts = vec![(0, messages.len())];
+    while let Some((begin, count)) = parts.pop() {
+        let part = messages.get(begin..begin + count).unwrap_or_default();
         let span = info_span!("publish", events = part.len(), attempt = ?attempt);
         let started = Instant::now();
         let answered: Vec<Outcome> = match part {
+            [] => continue, // all of it is gone
             [alone] => vec![client.publish(*alone, patience).instrument(span).await],
             part => match client.publish_batch(part, patience).instrument(span).await {
                 BatchOutcome::Each(outcomes) => outcomes,
                 BatchOutcome::Whole(outcome) if outcome.is_about_the_message() => {
-                    let middle = range.start + part.len() / 2;
-                    parts.push(middle..range.end);
-                    parts.push(range.start..middle);
+                    let half = count / 2;
+                    parts.push((begin + half, count - half));
+                    parts.push((begin, half));
                     continue;
                 }
                 BatchOutcome::Whole(outcome) => vec![outcome; part.len()],
@@ -121,7 +121,7 @@ pub(super) async fn publish(
         let stopped = answered
             .iter()
             .any(|outcome| !outcome.is_about_the_message());
-        for ((at, ..), outcome) in ready.iter().skip(range.start).zip(answered) {
+        for ((at, ..), outcome) in ready.iter().skip(begin).zip(answered) {
             if let Some(slot) = tried.get_mut(*at) {
                 *slot = Tried::Yes(outcome);
             }
