@@ -6,6 +6,7 @@ mod answer;
 mod base_url;
 mod client;
 mod message;
+pub mod signature;
 mod tls;
 mod token;
 
