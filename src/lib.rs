@@ -6,6 +6,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod destination;
+pub mod dev_server;
 pub mod event;
 pub mod forwarder;
 mod http;

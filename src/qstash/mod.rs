@@ -7,7 +7,7 @@ mod base_url;
 mod client;
 mod message;
 pub mod signature;
-mod tls;
+pub(crate) mod tls;
 mod token;
 
 use std::path::PathBuf;

@@ -1,0 +1,248 @@
+//! The QStash development server: enough of QStash, in memory and on one machine, to try
+//! everything that a publisher does; and the [`Catcher`], which plays the receiving API.
+//!
+//! It is used by `strapi-qstash dev` and by the tests, by nothing else.
+//!
+//! What it does as QStash does: publish, enqueue and batch with their answers, URL groups,
+//! deduplication, delays, deliveries with signatures and retries, FIFO queues, keys, logs.
+//! What it accepts and does not enforce: flow control, redaction, and every quota but the
+//! size of a message. What it has not (callbacks, schedules, the dead letter queue, the
+//! API of queues, cancelling) it refuses with 501 instead of ignoring it.
+//!
+//! The parts: `target`, `options`, `expression`, `durations`, `publish` and `retry` decide
+//! and do no I/O; `state` is what is known, behind one lock; `api` speaks HTTP to
+//! publishers; `delivery` to receivers; `listening` keeps the port.
+
+mod api;
+mod catcher;
+mod delivery;
+mod durations;
+mod expression;
+mod fault;
+mod groups;
+mod listening;
+mod logs;
+mod message;
+mod options;
+mod publish;
+mod recent;
+mod retry;
+mod state;
+mod target;
+mod topics;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use catcher::{Catcher, CatcherSettings, Received, Reply, TooFew};
+pub use expression::{Expression, ExpressionError};
+pub use fault::{Fault, Faults, InBatch, Rejection};
+pub use message::{Counts, Destination, FlowControl, Life, Message, Options, Progress, Seen};
+pub use target::NameError;
+
+pub use crate::qstash::signature::Keys;
+
+use crate::clock;
+use crate::secret::Secret;
+use groups::Endpoint;
+use state::State;
+
+/// The token of Upstash's own development server. It is public, and not secret.
+/// See <https://upstash.com/docs/qstash/howto/local-development>.
+pub const DEVELOPMENT_TOKEN: &str =
+    "eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0=";
+
+/// Its current signing key, as public.
+pub const DEVELOPMENT_CURRENT_KEY: &str = "sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r";
+
+/// Its next signing key, as public.
+pub const DEVELOPMENT_NEXT_KEY: &str = "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs";
+
+/// Deliveries in flight. The rest wait: there is one receiver or two, on this machine.
+const MAX_DELIVERIES: usize = 64;
+
+/// Events that a slow subscriber can be behind before it misses some.
+const LIFE_EVENTS: usize = 4_096;
+
+/// How the server is set up.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The token that publishers must show.
+    pub token: Secret,
+    /// The keys that deliveries are signed with.
+    pub keys: Keys,
+    /// Waits between retries are this many times shorter. What is not above zero counts as 1.
+    pub time_scale: f64,
+    /// The largest body of a message, in bytes.
+    pub max_message: u64,
+}
+
+/// Upstash's own development token and keys, and the limits of the free plan.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            token: Secret::trimmed(DEVELOPMENT_TOKEN).expect("it is not empty"),
+            keys: development_keys(),
+            time_scale: 1.0,
+            max_message: 1_048_576,
+        }
+    }
+}
+
+fn development_keys() -> Keys {
+    Keys {
+        current: DEVELOPMENT_CURRENT_KEY.to_owned(),
+        next: DEVELOPMENT_NEXT_KEY.to_owned(),
+    }
+}
+
+/// A running development server. Clones speak of the same one; it runs until the token it
+/// was started with is cancelled.
+#[derive(Clone)]
+pub struct DevServer(Arc<Shared>);
+
+/// What the parts share.
+struct Shared {
+    addr: SocketAddr,
+    settings: Settings,
+    state: Mutex<State>,
+    faults: Faults,
+    client: reqwest::Client,
+    deliveries: Semaphore,
+    life: broadcast::Sender<Life>,
+    /// Told of every change of the state, for those who wait for something.
+    changes: watch::Sender<()>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl DevServer {
+    /// Starts to serve on `listener`, with all work on `tasks`, until `shutdown`.
+    pub fn start(
+        listener: TcpListener,
+        settings: Settings,
+        tasks: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let addr = listener
+            .local_addr()
+            .expect("a listening socket has an address");
+        let (open, is_open) = watch::channel(true);
+        let shared = Arc::new(Shared {
+            addr,
+            state: Mutex::new(State::new(settings.keys.clone())),
+            settings,
+            faults: Faults::new(is_open),
+            client: delivery::client(),
+            deliveries: Semaphore::new(MAX_DELIVERIES),
+            life: broadcast::Sender::new(LIFE_EVENTS),
+            changes: watch::Sender::new(()),
+            tasks: tasks.clone(),
+            shutdown,
+        });
+        tasks.spawn(listening::listen(Arc::clone(&shared), listener, open));
+        Self(shared)
+    }
+
+    /// Where it listens, or did before [`Fault::Refuse`].
+    pub fn addr(&self) -> SocketAddr {
+        self.0.addr
+    }
+
+    /// The base URL for publishers.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.0.addr)
+    }
+
+    /// Adds endpoints (a name or none, and a URL) to a URL group, creating it if needed.
+    pub fn upsert_endpoints(
+        &self,
+        group: &str,
+        endpoints: &[(Option<&str>, &str)],
+    ) -> Result<(), NameError> {
+        let endpoints = endpoints.iter().map(|(name, url)| Endpoint {
+            name: name.map(str::to_owned),
+            url: (*url).to_owned(),
+        });
+        let mut state = self.0.state();
+        state
+            .groups
+            .upsert(group, endpoints.collect(), clock::now())
+    }
+
+    /// Removes a URL group, if there is one.
+    pub fn remove_group(&self, name: &str) {
+        self.0.state().groups.remove(name);
+    }
+
+    /// The switch of the faults.
+    pub fn faults(&self) -> Faults {
+        self.0.faults.clone()
+    }
+
+    /// The publish, enqueue and batch requests that arrived, oldest first.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.0.state().seen()
+    }
+
+    /// The messages that were accepted, duplicates among them, oldest first.
+    pub fn messages(&self) -> Vec<Arc<Message>> {
+        self.0.state().messages()
+    }
+
+    /// How many messages came to what.
+    pub fn counts(&self) -> Counts {
+        self.0.state().counts
+    }
+
+    /// What happens to messages from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Life> {
+        self.0.life.subscribe()
+    }
+
+    /// Waits until `condition` holds, looking after every change; false when `timeout`
+    /// passes first.
+    pub async fn wait_until(
+        &self,
+        timeout: Duration,
+        condition: impl Fn(&Self) -> bool + Send,
+    ) -> bool {
+        let mut changes = self.0.changes.subscribe();
+        let waiting = async {
+            while !condition(self) {
+                // It cannot end while this handle holds the sender.
+                changes.changed().await.ok();
+            }
+        };
+        tokio::time::timeout(timeout, waiting).await.is_ok()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can panic half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a step in the life of a message and tells whoever listens.
+    fn record(&self, message: &Arc<Message>, progress: Progress) {
+        let at = clock::now();
+        self.state().record(message, progress.clone(), at);
+        let life = Life {
+            at,
+            message: Arc::clone(message),
+            progress,
+        };
+        self.life.send(life).ok(); // nobody has to listen
+        self.changes.send_replace(());
+    }
+}
