@@ -37,7 +37,7 @@ pub enum Command {
 }
 
 /// The flags of `serve`.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Clone, Args, Default)]
 pub struct ServeArgs {
     /// Where Strapi posts; may be repeated [default: 127.0.0.1:8787]
     #[arg(
@@ -227,7 +227,7 @@ pub struct ServeArgs {
 }
 
 /// QStash's delivery options.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Clone, Args, Default)]
 #[command(next_help_heading = "Delivery options")]
 pub struct DeliveryArgs {
     /// Retries after the first try [QStash: 3]

@@ -21,7 +21,10 @@ pub struct Router {
 
 /// Where an event goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "it lives on the stack of one request, and most are of the large kind")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives on the stack of one request, and most are of the large kind"
+)]
 pub enum Routing {
     /// To QStash.
     To(Destination),

@@ -239,12 +239,16 @@ pub enum OpenError {
 #[derive(Clone)]
 pub struct Buffer {
     commands: mpsc::Sender<Command>,
-    reads: mpsc::Sender<Read>,
+    reads: mpsc::Sender<Asked>,
     shared: Arc<Shared>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
-type Read = Box<dyn FnOnce(&Reader) + Send>;
+/// What the reader is asked: to read something, or to end.
+enum Asked {
+    Read(Box<dyn FnOnce(&Reader) + Send>),
+    Close,
+}
 
 impl Buffer {
     /// Opens the buffer, or creates it. Refused while another sidecar has it.
@@ -383,12 +387,13 @@ impl Buffer {
         self.read(Reader::oldest_pending).await.unwrap_or(Ok(None))
     }
 
-    /// Ends the threads, after what they were given. Call it last: no append is taken any more.
+    /// Ends the threads, after what they were given. From then on nothing is taken or read.
     pub async fn close(self) {
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        self.commands.send(Command::Close).await.ok(); // an error means that the writer has ended
-        drop(self);
+        // An error means that the thread has ended.
+        self.commands.send(Command::Close).await.ok();
+        self.reads.send(Asked::Close).await.ok();
         let ended = tokio::task::spawn_blocking(move || {
             for thread in threads {
                 thread.join().ok(); // its panic has been reported by the panic hook
@@ -402,16 +407,16 @@ impl Buffer {
         read: impl FnOnce(&Reader) -> T + Send + 'static,
     ) -> Option<T> {
         let (answer, answered) = oneshot::channel();
-        let read: Read = Box::new(move |reader| {
+        let read = Box::new(move |reader: &Reader| {
             answer.send(read(reader)).ok(); // whoever asked may have gone
         });
-        self.reads.send(read).await.ok()?;
+        self.reads.send(Asked::Read(read)).await.ok()?;
         answered.await.ok()
     }
 }
 
-fn run_reader(reader: &Reader, mut asked: mpsc::Receiver<Read>) {
-    while let Some(read) = asked.blocking_recv() {
+fn run_reader(reader: &Reader, mut asked: mpsc::Receiver<Asked>) {
+    while let Some(Asked::Read(read)) = asked.blocking_recv() {
         read(reader);
     }
 }
