@@ -1,0 +1,73 @@
+use strapi_qstash::dev_server::Fault;
+
+use crate::harness::{Client, LONG, TestApp};
+
+#[tokio::test]
+async fn health_and_readiness_do_not_depend_on_qstash() {
+    let app = TestApp::start().await;
+    app.qstash.server.faults().set(Fault::Refuse).await;
+    app.post_updates(10).await;
+    assert_eq!(app.admin("/healthz").await.status, 200);
+    assert_eq!(app.admin("/readyz").await.status, 200);
+    assert_eq!(app.admin("/nothing").await.status, 404);
+}
+
+#[tokio::test]
+async fn the_counters_tell_what_happened() {
+    let app = TestApp::start().await;
+    app.post_updates(30).await;
+    app.qstash.wait_for(30, LONG).await;
+    app.wait_until_drained().await;
+    for (name, value) in [
+        ("strapi_qstash_accepted_events_total", 30.0),
+        ("strapi_qstash_delivered_events_total", 30.0),
+        ("strapi_qstash_buffer_events{state=\"pending\"}", 0.0),
+        ("strapi_qstash_buffer_events{state=\"delivered\"}", 30.0),
+        ("strapi_qstash_buffer_oldest_age_seconds", 0.0),
+        ("strapi_qstash_qstash_flowing", 1.0),
+    ] {
+        assert_eq!(app.metric(name).await, value, "{name}");
+    }
+    app.client().await.post_with("/webhook", &[], b"{}").await;
+    assert_eq!(
+        app.metric("strapi_qstash_refused_requests_total{reason=\"content_type\"}")
+            .await,
+        1.0
+    );
+}
+
+#[tokio::test]
+async fn status_wants_the_token_where_there_is_one_and_shows_no_secret() {
+    let app = TestApp::builder()
+        .flag("--admin-token", "adm1n")
+        .flag("--webhook-secret", "s3cret")
+        .start()
+        .await;
+    for path in ["/", "/api/status"] {
+        assert_eq!(app.admin(path).await.status, 401, "{path}");
+        let mut client = Client::connect(app.sidecar.admin_address().unwrap()).await;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer adm1n\r\n\r\n");
+        let answer = client.send(request.as_bytes()).await;
+        assert_eq!(answer.status, 200, "{path}");
+        for secret in [
+            "adm1n",
+            "s3cret",
+            strapi_qstash::dev_server::DEVELOPMENT_TOKEN,
+        ] {
+            assert!(!answer.body.contains(secret), "{path}");
+        }
+    }
+    assert_eq!(app.admin("/metrics").await.status, 200);
+    assert_eq!(app.admin("/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn nothing_is_changed_by_a_get_and_nothing_else_is_taken() {
+    let app = TestApp::start().await;
+    let mut client = Client::connect(app.sidecar.admin_address().unwrap()).await;
+    let answer = client
+        .send(b"POST /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    assert_eq!(answer.status, 405);
+}

@@ -1,0 +1,260 @@
+use std::time::Duration;
+
+use strapi_qstash::dev_server::{Fault, InBatch, Rejection};
+
+use crate::harness::{LONG, TestApp, assert_once_and_in_order, number, update, wait_until};
+
+#[tokio::test]
+async fn a_missing_group_holds_only_its_own_events() {
+    let app = TestApp::builder()
+        .flag("--route", "entry.*:page=pages")
+        .hold(Duration::from_millis(500))
+        .start()
+        .await;
+    let mut client = app.client().await;
+    let page = |n: usize| {
+        format!(
+            r#"{{"event":"entry.update","model":"page","uid":"api::page.page","entry":{{"documentId":"d{}","n":{n}}}}}"#,
+            n % 10
+        )
+    };
+    for n in 0..100 {
+        assert_eq!(client.post("/webhook", &page(n)).await.status, 202);
+        assert_eq!(client.post("/webhook", &update(n)).await.status, 202);
+    }
+    app.qstash.wait_for(100, LONG).await;
+    // Some trials later it is as before: the others are through, these wait.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let tally = app.sidecar.buffer().tally();
+    assert_eq!((tally.pending, tally.delivered, tally.dead), (100, 100, 0));
+    assert_once_and_in_order(&app.qstash.accepted(), 100);
+    assert!(app.admin("/").await.body.contains("pages does not exist"));
+    let unknown = app.qstash.server.seen().len();
+    assert!(unknown < 120, "{unknown} requests");
+
+    app.qstash.add_group("pages");
+    app.qstash.wait_for(200, Duration::from_secs(5)).await;
+    app.wait_until_drained().await;
+    let pages: Vec<_> = app
+        .qstash
+        .accepted()
+        .into_iter()
+        .filter(|message| message.url.ends_with("/pages"))
+        .collect();
+    assert_once_and_in_order(&pages, 100);
+}
+
+/// One bad event in a batch of 100: the others arrive, it is a dead letter.
+async fn one_bad_event(in_batch: InBatch) {
+    let app = TestApp::start().await;
+    let faults = app.qstash.server.faults();
+    faults.reject(Some(Rejection {
+        containing: "poison".to_owned(),
+        in_batch,
+    }));
+    // A backlog, so that there are batches.
+    faults.set(Fault::Refuse).await;
+    let mut client = app.client().await;
+    for n in 0..100 {
+        let body = if n == 42 {
+            r#"{"event":"entry.update","poison":true}"#.to_owned()
+        } else {
+            update(n)
+        };
+        assert_eq!(client.post("/webhook", &body).await.status, 202);
+    }
+    faults.set(Fault::None).await;
+    app.qstash.wait_for(99, LONG).await;
+    app.wait_until_drained().await;
+    let tally = app.sidecar.buffer().tally();
+    assert_eq!((tally.pending, tally.delivered, tally.dead), (0, 99, 1));
+    let numbers: Vec<usize> = app
+        .qstash
+        .accepted()
+        .iter()
+        .map(|message| number(&message.body))
+        .collect();
+    assert_eq!(numbers.len(), 99);
+    for document in 0..10 {
+        assert!(numbers.iter().filter(|n| *n % 10 == document).is_sorted());
+    }
+    let batches = app
+        .qstash
+        .server
+        .seen()
+        .iter()
+        .filter(|seen| seen.path == "/v2/batch")
+        .count();
+    assert!((1..20).contains(&batches), "{batches} batches");
+}
+
+#[tokio::test]
+async fn an_event_refused_in_a_batch_holds_back_no_other() {
+    one_bad_event(InBatch::ItemAlone).await;
+}
+
+#[tokio::test]
+async fn a_batch_refused_for_one_event_is_split_until_that_one_is_alone() {
+    one_bad_event(InBatch::WholeBatch).await;
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_large_is_a_dead_letter_with_both_sizes() {
+    let app = TestApp::start().await;
+    let mut client = app.client().await;
+    let large = format!(
+        r#"{{"event":"entry.update","entry":{{"documentId":"d0","x":"{}"}}}}"#,
+        "x".repeat(2 << 20)
+    );
+    assert_eq!(client.post("/webhook", &large).await.status, 202);
+    assert_eq!(client.post("/webhook", &update(0)).await.status, 202);
+    app.qstash.wait_for(1, LONG).await;
+    assert!(wait_until(LONG, || app.sidecar.buffer().tally().dead == 1).await);
+    assert_eq!(
+        app.metric("strapi_qstash_dead_events_total{reason=\"too_large\"}")
+            .await,
+        1.0
+    );
+    let db = rusqlite::Connection::open(app.dir.path().join("strapi-qstash.db")).unwrap();
+    let reason: String = db
+        .query_row("SELECT reason FROM event WHERE state = 2", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    assert!(
+        reason.contains(&large.len().to_string()) && reason.contains("1048576"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn a_backlog_goes_in_batches_and_one_event_alone_as_itself() {
+    let app = TestApp::start().await;
+    app.post_updates(1).await;
+    app.qstash.wait_for(1, LONG).await;
+    app.qstash.server.faults().set(Fault::Refuse).await;
+    let mut client = app.client().await;
+    crate::harness::post_updates(&mut client, 1..1000).await;
+    app.qstash.server.faults().set(Fault::None).await;
+    app.qstash.wait_for(1000, LONG).await;
+    let seen = app.qstash.server.seen();
+    assert_eq!(seen[0].path, "/v2/publish/news");
+    assert!(seen.len() < 60, "{} requests for 1000 events", seen.len());
+    assert!(seen.iter().all(|seen| seen.messages <= 100));
+    assert_once_and_in_order(&app.qstash.accepted(), 1000);
+}
+
+#[tokio::test]
+async fn routes_decide_where_and_how_an_event_is_delivered() {
+    let qstash_url = "https://example.com/hook";
+    let app = TestApp::builder()
+        .flag(
+            "--route",
+            &format!("entry.delete=queue:fifo/{qstash_url}?site=1&retries=0"),
+        )
+        .flag("--route", "entry.create=news?retries=5&delay=1s&method=PUT")
+        .flag("--retries", "2")
+        .flag("--label", "cms")
+        .flag("--forward-header", "X-Site: a")
+        .start()
+        .await;
+    let mut client = app.client().await;
+    for kind in ["entry.delete", "entry.create", "entry.update"] {
+        let body = format!(r#"{{"event":"{kind}"}}"#);
+        let headers = [
+            "Content-Type: application/json; charset=utf-8",
+            "X-Tag: one",
+            "X-Tag: two",
+            "Upstash-Timeout: 30s",
+        ];
+        assert_eq!(
+            client
+                .post_with("/webhook", &headers, body.as_bytes())
+                .await
+                .status,
+            202
+        );
+    }
+    app.qstash.wait_for(3, LONG).await;
+    let accepted = app.qstash.accepted();
+    let of = |kind: &str| {
+        accepted
+            .iter()
+            .find(|message| message.headers["x-strapi-event"] == kind)
+            .unwrap()
+    };
+    let (deleted, created, updated) = (of("entry.delete"), of("entry.create"), of("entry.update"));
+    assert_eq!(deleted.queue.as_deref(), Some("fifo"));
+    assert_eq!(deleted.url, format!("{qstash_url}?site=1"));
+    assert_eq!(
+        (
+            deleted.options.retries,
+            created.options.retries,
+            updated.options.retries
+        ),
+        (0, 5, 2)
+    );
+    let waits = created
+        .options
+        .not_before
+        .unwrap()
+        .since(created.created_at);
+    assert!(
+        waits > Duration::from_millis(900) && waits <= Duration::from_secs(1),
+        "{waits:?}"
+    );
+    assert_eq!(created.options.method.as_str(), "PUT");
+    for message in [deleted, created, updated] {
+        assert_eq!(message.options.labels, ["cms"]);
+        assert_eq!(message.headers["x-site"], "a");
+        assert_eq!(
+            message.headers["content-type"],
+            "application/json; charset=utf-8"
+        );
+        let tags: Vec<_> = message
+            .headers
+            .get_all("x-tag")
+            .iter()
+            .map(|tag| tag.to_str().unwrap())
+            .collect();
+        assert_eq!(tags.join(", "), "one, two");
+        assert_eq!(message.options.timeout, Some(Duration::from_secs(30)));
+    }
+}
+
+#[tokio::test]
+async fn the_old_api_is_spoken_where_it_is_wanted() {
+    let app = TestApp::builder().flag("--qstash-api", "v1").start().await;
+    app.qstash.server.faults().set(Fault::Refuse).await;
+    app.post_updates(20).await;
+    app.qstash.server.faults().set(Fault::None).await;
+    app.qstash.wait_for(20, LONG).await;
+    assert!(
+        app.qstash
+            .server
+            .seen()
+            .iter()
+            .all(|seen| seen.path == "/v1/publish/news")
+    );
+    assert_once_and_in_order(&app.qstash.accepted(), 20);
+}
+
+#[tokio::test]
+async fn an_event_older_than_it_may_be_is_given_up() {
+    let app = TestApp::builder()
+        .flag("--max-age", "500ms")
+        .hold(Duration::from_millis(200))
+        .start()
+        .await;
+    app.qstash.server.faults().set(Fault::Refuse).await;
+    app.post_updates(5).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    app.qstash.server.faults().set(Fault::None).await;
+    app.post_updates(1).await;
+    assert!(
+        wait_until(LONG, || app.sidecar.buffer().tally().dead == 5).await,
+        "{:?}",
+        app.sidecar.buffer().tally()
+    );
+    app.qstash.wait_for(1, LONG).await;
+}

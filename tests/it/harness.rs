@@ -1,0 +1,480 @@
+//! [`TestApp`]: a folder, the development server, the catcher, and the sidecar in this
+//! process; [`Process`]: the sidecar as a process of its own, to be killed. And a client that
+//! sends bytes as they are.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use strapi_qstash::cli::{Cli, ServeArgs};
+use strapi_qstash::config::Config;
+use strapi_qstash::dev_server::{
+    self, Catcher, CatcherSettings, DEVELOPMENT_TOKEN, DevServer, Message,
+};
+use strapi_qstash::sidecar::Sidecar;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Longer than anything here takes, even on a busy machine.
+pub const LONG: Duration = Duration::from_secs(30);
+
+/// The QStash of a test, with one group for the events of no other.
+pub struct QStash {
+    pub server: DevServer,
+    pub catcher: Catcher,
+    shutdown: CancellationToken,
+}
+
+impl QStash {
+    pub async fn start() -> Self {
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let settings = dev_server::Settings {
+            time_scale: 1000.0,
+            ..dev_server::Settings::default()
+        };
+        let server = DevServer::start(listener, settings, tasks.clone(), shutdown.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let catcher = Catcher::start(
+            listener,
+            CatcherSettings::default(),
+            tasks,
+            shutdown.clone(),
+        );
+        let qstash = Self {
+            server,
+            catcher,
+            shutdown,
+        };
+        qstash.add_group("news");
+        qstash
+    }
+
+    pub fn add_group(&self, name: &str) {
+        let url = self.catcher.url(&format!("/{name}"));
+        self.server.upsert_endpoints(name, &[(None, &url)]).unwrap();
+    }
+
+    /// What was accepted, without repeats.
+    pub fn accepted(&self) -> Vec<Arc<Message>> {
+        self.server
+            .messages()
+            .into_iter()
+            .filter(|message| !message.deduplicated)
+            .collect()
+    }
+
+    /// Waits until so many messages were accepted, without repeats.
+    pub async fn wait_for(&self, count: usize, timeout: Duration) {
+        let enough = |server: &DevServer| server.counts().accepted >= count as u64;
+        let arrived = self.server.wait_until(timeout, enough).await;
+        assert!(
+            arrived,
+            "{} of {count} arrived within {timeout:?}",
+            self.server.counts().accepted
+        );
+    }
+}
+
+impl Drop for QStash {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+pub struct Builder {
+    flags: Vec<String>,
+    hold: Option<Duration>,
+    topic: bool,
+}
+
+impl Builder {
+    pub fn flag(mut self, name: &str, value: &str) -> Self {
+        self.flags.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    pub fn no_topic(mut self) -> Self {
+        self.topic = false;
+        self
+    }
+
+    /// Between two tries of a destination that does not exist.
+    pub fn hold(mut self, hold: Duration) -> Self {
+        self.hold = Some(hold);
+        self
+    }
+
+    pub async fn start(self) -> TestApp {
+        TestApp::start_with(QStash::start().await, tempfile::tempdir().unwrap(), self).await
+    }
+}
+
+/// The sidecar in this process, with its QStash.
+pub struct TestApp {
+    pub qstash: QStash,
+    pub dir: TempDir,
+    pub sidecar: Sidecar,
+    pub webhook: SocketAddr,
+}
+
+impl TestApp {
+    pub fn builder() -> Builder {
+        Builder {
+            flags: Vec::new(),
+            hold: None,
+            topic: true,
+        }
+    }
+
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    async fn start_with(qstash: QStash, dir: TempDir, builder: Builder) -> Self {
+        let mut flags: Vec<String> = base_flags(&dir, &qstash).into();
+        if builder.topic {
+            flags.extend(["--topic".to_owned(), "news".to_owned()]);
+        }
+        let typed = |name: &str| builder.flags.iter().any(|flag| flag == name);
+        if !typed("--qstash-token-file") {
+            flags.extend(["--qstash-token".to_owned(), DEVELOPMENT_TOKEN.to_owned()]);
+        }
+        flags.extend(builder.flags.clone());
+        let (mut config, _) = Config::from_args(&parse(&flags)).unwrap();
+        if let Some(hold) = builder.hold {
+            config.forwarder.hold = hold;
+        }
+        let sidecar = Sidecar::start(config).await.unwrap();
+        let webhook = sidecar.addresses()[0];
+        Self {
+            qstash,
+            dir,
+            sidecar,
+            webhook,
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(self.webhook).await
+    }
+
+    /// Posts so many events of ten documents, one after the other, each answered 202; the
+    /// median time of an answer.
+    pub async fn post_updates(&self, count: usize) -> Duration {
+        post_updates(&mut self.client().await, 0..count).await
+    }
+
+    /// Waits until nothing is pending.
+    pub async fn wait_until_drained(&self) {
+        let drained = wait_until(LONG, || self.sidecar.buffer().tally().pending == 0).await;
+        assert!(drained, "{:?}", self.sidecar.buffer().tally());
+    }
+
+    pub async fn admin(&self, path: &str) -> Answer {
+        let mut client = Client::connect(self.sidecar.admin_address().unwrap()).await;
+        client
+            .send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .await
+    }
+
+    /// The value of a metric.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.admin("/metrics").await.body;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .unwrap_or_else(|| {
+                panic!("no {name} in\n{text}");
+            });
+        line.parse().unwrap()
+    }
+}
+
+fn base_flags(dir: &TempDir, qstash: &QStash) -> [String; 8] {
+    [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        dir.path().to_str().unwrap(),
+        "--qstash-url",
+        &qstash.server.url(),
+    ]
+    .map(str::to_owned)
+}
+
+pub fn parse(flags: &[String]) -> ServeArgs {
+    use clap::Parser;
+    let words = std::iter::once("strapi-qstash").chain(flags.iter().map(String::as_str));
+    Cli::try_parse_from(words).unwrap().serve
+}
+
+pub async fn post_updates(client: &mut Client, numbers: std::ops::Range<usize>) -> Duration {
+    let mut times = Vec::new();
+    for n in numbers {
+        let started = Instant::now();
+        let answer = client.post("/webhook", &update(n)).await;
+        times.push(started.elapsed());
+        assert_eq!(answer.status, 202, "{answer:?}");
+        assert_eq!(answer.body, "");
+    }
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// Event number `n`, of one of ten documents.
+pub fn update(n: usize) -> String {
+    format!(
+        r#"{{"event":"entry.update","model":"article","uid":"api::article.article","entry":{{"documentId":"d{}","n":{n}}}}}"#,
+        n % 10
+    )
+}
+
+/// The number of an [`update`].
+pub fn number(body: &[u8]) -> usize {
+    serde_json::from_slice::<serde_json::Value>(body).unwrap()["entry"]["n"]
+        .as_u64()
+        .unwrap() as usize
+}
+
+/// Every number once, and those of each document in order.
+pub fn assert_once_and_in_order(messages: &[Arc<Message>], count: usize) {
+    let numbers: Vec<usize> = messages
+        .iter()
+        .map(|message| number(&message.body))
+        .collect();
+    let mut sorted = numbers.clone();
+    sorted.sort_unstable();
+    assert_eq!(
+        sorted,
+        (0..count).collect::<Vec<_>>(),
+        "each event arrives once"
+    );
+    for document in 0..10 {
+        let of_document: Vec<usize> = numbers
+            .iter()
+            .copied()
+            .filter(|n| n % 10 == document)
+            .collect();
+        assert!(
+            of_document.is_sorted(),
+            "document {document} is out of order: {of_document:?}"
+        );
+    }
+}
+
+pub async fn wait_until(timeout: Duration, condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
+/// A connection that sends bytes as they are.
+pub struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    pub async fn post(&mut self, path: &str, body: &str) -> Answer {
+        self.post_with(path, &["Content-Type: application/json"], body.as_bytes())
+            .await
+    }
+
+    pub async fn post_with(&mut self, path: &str, headers: &[&str], body: &[u8]) -> Answer {
+        self.try_post(path, headers, body).await.unwrap()
+    }
+
+    pub async fn try_post(
+        &mut self,
+        path: &str,
+        headers: &[&str],
+        body: &[u8],
+    ) -> std::io::Result<Answer> {
+        let mut request = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n",
+            body.len()
+        );
+        for header in headers {
+            request.push_str(header);
+            request.push_str("\r\n");
+        }
+        request.push_str("\r\n");
+        let mut bytes = request.into_bytes();
+        bytes.extend_from_slice(body);
+        self.try_send(&bytes).await
+    }
+
+    pub async fn send(&mut self, request: &[u8]) -> Answer {
+        self.try_send(request).await.unwrap()
+    }
+
+    pub async fn try_send(&mut self, request: &[u8]) -> std::io::Result<Answer> {
+        self.stream.get_mut().write_all(request).await?;
+        tokio::time::timeout(LONG, self.read_answer()).await?
+    }
+
+    async fn read_answer(&mut self) -> std::io::Result<Answer> {
+        let closed = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        let mut line = String::new();
+        self.stream.read_line(&mut line).await?;
+        let status = line
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .ok_or_else(closed)?;
+        let mut headers = Vec::new();
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line).await?;
+            match line.trim_end().split_once(": ") {
+                Some((name, value)) => headers.push((name.to_lowercase(), value.to_owned())),
+                None => break,
+            }
+        }
+        let length = headers.iter().find(|(name, _)| name == "content-length");
+        let length = length.map_or(0, |(_, value)| value.parse().unwrap());
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).await?;
+        Ok(Answer {
+            status,
+            headers,
+            body: String::from_utf8(body).unwrap(),
+        })
+    }
+}
+
+/// The sidecar as a process.
+pub struct Process {
+    child: Child,
+    pub webhook: SocketAddr,
+    log: Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+pub fn binary() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_strapi-qstash"))
+}
+
+impl Process {
+    /// Starts it on the buffer in `dir`, and waits until it takes webhooks.
+    pub async fn start(
+        dir: &TempDir,
+        qstash: &QStash,
+        listen: Option<SocketAddr>,
+        flags: &[&str],
+    ) -> Self {
+        let listen = listen.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
+        let mut child = Command::new(binary())
+            .args([
+                "--listen",
+                &listen,
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--topic",
+                "news",
+                "--log-format",
+                "json",
+            ])
+            .args([
+                "--data-dir",
+                dir.path().to_str().unwrap(),
+                "--qstash-url",
+                &qstash.server.url(),
+            ])
+            .args(flags)
+            .env("QSTASH_TOKEN", DEVELOPMENT_TOKEN)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let log = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (found, address) = tokio::sync::oneshot::channel();
+        let kept = Arc::clone(&log);
+        tokio::spawn(async move {
+            let mut found = Some(found);
+            while let Ok(Some(line)) = lines.next_line().await {
+                let after = line
+                    .split_once("Webhooks go to http://")
+                    .and_then(|(_, rest)| rest.split_once('/'));
+                if let (Some((address, _)), true) = (after, found.is_some()) {
+                    found.take().unwrap().send(address.parse().unwrap()).ok();
+                }
+                kept.lock().unwrap().push(line);
+            }
+        });
+        let webhook = tokio::time::timeout(LONG, address).await.unwrap();
+        let webhook =
+            webhook.unwrap_or_else(|_| panic!("it did not start: {:?}", log.lock().unwrap()));
+        Self {
+            child,
+            webhook,
+            log,
+        }
+    }
+
+    /// `kill -9`.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().unwrap().to_string();
+        assert!(
+            std::process::Command::new("kill")
+                .args(["-s", signal, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    pub async fn exit_code(&mut self) -> Option<i32> {
+        tokio::time::timeout(LONG, self.child.wait())
+            .await
+            .unwrap()
+            .unwrap()
+            .code()
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+}

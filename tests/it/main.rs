@@ -1,0 +1,35 @@
+//! The real app against the QStash development server, over real sockets.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test has no sidecar whose tracker could own its tasks"
+)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "figures are for whoever reads the test's output"
+)]
+
+/// Every answer of the inbound table, and every captured webhook.
+mod accept;
+/// Health, metrics, status.
+mod admin;
+/// The command line: mistakes, help, `dev`.
+mod cli;
+/// Process death: what was answered 202 arrives.
+mod crash;
+/// What goes to QStash: headers, options, batches, queues, held destinations.
+mod deliver;
+/// The way down, under load.
+mod drain;
+/// The buffer at its limit.
+mod full;
+mod harness;
+/// QStash away, refusing or limiting.
+mod outage;
+/// Strapi's Trigger button.
+mod trigger;
