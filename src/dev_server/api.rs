@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::fault::Fault;
-use super::message::{Life, Progress, Seen};
+use super::message::{Progress, Seen};
 use super::publish::{self, Item, Refusal, Request};
 use super::target::{Call, Query, decode};
 use super::{Shared, delivery, logs, topics};
@@ -221,20 +221,12 @@ fn accept(shared: &Arc<Shared>, request: Request, rejected: &mut bool, now: Time
     let outcome = {
         let mut state = shared.state();
         let outcome = publish::accept(&mut state, request, rejection.as_ref(), limit, now);
-        for message in outcome.accepted.iter().filter(|m| !m.deduplicated) {
-            state.record(message, Progress::Created, now);
+        for message in &outcome.accepted {
+            shared.record_in(&mut state, message, Progress::Created);
         }
         outcome
     };
     *rejected |= outcome.rejected;
-    for message in outcome.accepted {
-        let life = Life {
-            at: now,
-            message,
-            progress: Progress::Created,
-        };
-        shared.life.send(life).ok(); // nobody has to listen
-    }
     for job in outcome.jobs {
         delivery::start(shared, job);
     }

@@ -10,11 +10,11 @@ use reqwest::redirect::Policy;
 use serde_json::{Value, json};
 use tracing::{Instrument, debug, info_span};
 
-use super::Shared;
 use super::api::chain;
 use super::message::{Destination, Message, Progress};
 use super::retry::{self, Attempt, Next};
-use super::state::Job;
+use super::state::{Draft, Job};
+use super::{Shared, callback};
 use crate::clock;
 use crate::qstash::signature::{self, Keys};
 use crate::qstash::tls;
@@ -57,7 +57,7 @@ pub(super) fn start(shared: &Arc<Shared>, job: Job) {
     });
 }
 
-async fn work(shared: &Shared, job: Job) {
+async fn work(shared: &Arc<Shared>, job: Job) {
     match job {
         Job::Message(message) => deliver(shared, &message).await,
         Job::Queue(name) => {
@@ -73,7 +73,7 @@ fn next_in_queue(shared: &Shared, name: &str) -> Option<Arc<Message>> {
 }
 
 /// Tries until the message is delivered or failed.
-async fn deliver(shared: &Shared, message: &Arc<Message>) {
+async fn deliver(shared: &Arc<Shared>, message: &Arc<Message>) {
     if let Some(not_before) = message.options.not_before {
         tokio::time::sleep(not_before.since(clock::now())).await;
     }
@@ -85,6 +85,8 @@ async fn deliver(shared: &Shared, message: &Arc<Message>) {
             attempt(shared, message, retried).instrument(span).await
         };
         let next = retry::next(&message.options, retried, &attempt, clock::now());
+        // Before the end is noted: who sees it may count on the callbacks.
+        call_back(shared, callback::drafts(message, &attempt, retried, next));
         let (status, error) = match attempt {
             Attempt::Answered { status, body, .. } => {
                 let body = String::from_utf8_lossy(&body).into_owned();
@@ -122,6 +124,16 @@ async fn deliver(shared: &Shared, message: &Arc<Message>) {
     }
 }
 
+fn call_back(shared: &Arc<Shared>, drafts: Vec<Draft>) {
+    let mut jobs = Vec::new();
+    for draft in drafts {
+        shared.accept(&mut shared.state(), draft, &mut jobs);
+    }
+    for job in jobs {
+        start(shared, job);
+    }
+}
+
 fn scaled(wait: Duration, time_scale: f64) -> Duration {
     if time_scale > 0.0 {
         let wait = Duration::try_from_secs_f64(wait.as_secs_f64() / time_scale);
@@ -132,15 +144,8 @@ fn scaled(wait: Duration, time_scale: f64) -> Duration {
 
 /// One request to the receiver.
 async fn attempt(shared: &Shared, message: &Message, retried: u32) -> Attempt {
-    let signature = {
-        let state = shared.state();
-        signature::sign(
-            &state.keys.current,
-            &message.url,
-            &message.body,
-            clock::now(),
-        )
-    };
+    let key = shared.state().keys.current.clone();
+    let signature = signature::sign(&key, &message.url, &message.body, clock::now());
     let timeout = message.options.timeout.unwrap_or(MAX_TIMEOUT);
     let mut request = shared
         .client

@@ -145,9 +145,17 @@ impl Faults {
             active.requests_left = requests_left;
             self.0.refuse.send_replace(refuse);
         }
-        // An error means that the server ended: its port is closed for good.
+        // Whoever switches again meanwhile changes what is waited for.
+        let mut wanted = self.0.refuse.subscribe();
         let mut open = self.0.open.clone();
-        open.wait_for(|open| *open != refuse).await.ok();
+        while *open.borrow_and_update() == *wanted.borrow_and_update() {
+            tokio::select! {
+                changed = open.changed() => if changed.is_err() {
+                    return; // the server ended: its port is closed for good
+                },
+                _ = wanted.changed() => {}
+            }
+        }
     }
 
     /// Refuses messages by their body, or stops to.

@@ -76,7 +76,7 @@ fn common(message: &Message) -> Map<String, Value> {
 }
 
 /// Names as people write them (`X-Strapi-Event`), each with its values.
-fn describe_headers(headers: &HeaderMap) -> Value {
+pub(super) fn describe_headers(headers: &HeaderMap) -> Value {
     let describe = |name: &hyper::header::HeaderName| {
         let values = headers.get_all(name).iter();
         let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());

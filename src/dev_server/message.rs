@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::HeaderMap;
 
-pub use super::options::{FlowControl, Options};
+pub use super::options::{Callback, FlowControl, Options};
 pub use super::target::Destination;
 use crate::clock::Timestamp;
 
@@ -23,6 +23,8 @@ pub struct Message {
     pub queue: Option<String>,
     /// Where it is delivered.
     pub url: String,
+    /// The message that this one tells the fate of, where it is a callback.
+    pub callback_of: Option<String>,
     /// The headers that the publisher meant for the receiver.
     pub headers: HeaderMap,
     /// How it is to be delivered.
@@ -54,7 +56,7 @@ pub struct Seen {
     pub status: Option<u16>,
 }
 
-/// How many messages came to what, since the server started.
+/// How many messages came to what, since the server started. Callbacks are messages too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Accepted, duplicates not counted.

@@ -4,16 +4,18 @@
 //! It is used by `strapi-qstash dev` and by the tests, by nothing else.
 //!
 //! What it does as QStash does: publish, enqueue and batch with their answers, URL groups,
-//! deduplication, delays, deliveries with signatures and retries, FIFO queues, keys, logs.
+//! deduplication, delays, deliveries with signatures and retries, callbacks, FIFO queues,
+//! keys, logs.
 //! What it accepts and does not enforce: flow control, redaction, and every quota but the
-//! size of a message. What it has not (callbacks, schedules, the dead letter queue, the
-//! API of queues, cancelling) it refuses with 501 instead of ignoring it.
+//! size of a message. What it has not (schedules, the dead letter queue, the API of queues,
+//! cancelling) it refuses with 501 instead of ignoring it.
 //!
 //! The parts: `target`, `options`, `expression`, `durations`, `publish` and `retry` decide
 //! and do no I/O; `state` is what is known, behind one lock; `api` speaks HTTP to
 //! publishers; `delivery` to receivers; `listening` keeps the port.
 
 mod api;
+mod callback;
 mod catcher;
 mod delivery;
 mod durations;
@@ -46,7 +48,9 @@ use tokio_util::task::TaskTracker;
 pub use catcher::{Catcher, CatcherSettings, Received, Reply, TooFew};
 pub use expression::{Expression, ExpressionError};
 pub use fault::{Fault, Faults, InBatch, Rejection};
-pub use message::{Counts, Destination, FlowControl, Life, Message, Options, Progress, Seen};
+pub use message::{
+    Callback, Counts, Destination, FlowControl, Life, Message, Options, Progress, Seen,
+};
 pub use target::NameError;
 
 pub use crate::qstash::signature::Keys;
@@ -54,7 +58,7 @@ pub use crate::qstash::signature::Keys;
 use crate::clock;
 use crate::secret::Secret;
 use groups::Endpoint;
-use state::State;
+use state::{Draft, Job, State};
 
 /// The token of Upstash's own development server. It is public, and not secret.
 /// See <https://upstash.com/docs/qstash/howto/local-development>.
@@ -235,14 +239,27 @@ impl Shared {
 
     /// Notes a step in the life of a message and tells whoever listens.
     fn record(&self, message: &Arc<Message>, progress: Progress) {
+        self.record_in(&mut self.state(), message, progress);
+        self.changes.send_replace(());
+    }
+
+    /// The same for who holds the lock already. Telling under the lock keeps the steps of a
+    /// message in order.
+    fn record_in(&self, state: &mut State, message: &Arc<Message>, progress: Progress) {
         let at = clock::now();
-        self.state().record(message, progress.clone(), at);
+        state.record(message, progress.clone(), at);
         let life = Life {
             at,
             message: Arc::clone(message),
             progress,
         };
         self.life.send(life).ok(); // nobody has to listen
-        self.changes.send_replace(());
+    }
+
+    /// Accepts a message that was checked. What there is to deliver is added to `jobs`.
+    fn accept(&self, state: &mut State, draft: Draft, jobs: &mut Vec<Job>) {
+        for message in state.accept(draft, clock::now(), jobs) {
+            self.record_in(state, &message, Progress::Created);
+        }
     }
 }

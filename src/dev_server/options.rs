@@ -8,6 +8,7 @@ use hyper::{HeaderMap, Method};
 
 use super::durations;
 use super::expression::Expression;
+use super::target::check_url;
 use crate::clock::Timestamp;
 
 /// Retries of a message that does not say how many.
@@ -56,6 +57,21 @@ pub struct Options {
     pub flow_control: Option<FlowControl>,
     /// What logs are to hide; not enforced.
     pub redact: Option<String>,
+    /// Told how each delivery ended.
+    pub callback: Option<Box<Callback>>,
+    /// Told when the message was given up.
+    pub failure_callback: Option<Box<Callback>>,
+}
+
+/// Where and how to tell what became of a message: by another message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Callback {
+    /// Where.
+    pub url: String,
+    /// How that message is delivered.
+    pub options: Options,
+    /// Headers for its receiver.
+    pub headers: HeaderMap,
 }
 
 /// `Upstash-Flow-Control-Key` and `-Value`.
@@ -99,6 +115,8 @@ impl Default for Options {
             content_based_deduplication: false,
             flow_control: None,
             redact: None,
+            callback: None,
+            failure_callback: None,
         }
     }
 }
@@ -107,15 +125,18 @@ impl Options {
     /// Reads the options of a publish that arrived at `now`. Unknown `Upstash-` headers are
     /// tolerated (SDKs send telemetry); those that would change what happens are refused.
     pub(super) fn read(headers: &HeaderMap, now: Timestamp) -> Result<Self, OptionError> {
-        for header in [
-            "Upstash-Callback",
-            "Upstash-Failure-Callback",
-            "Upstash-Cron",
-        ] {
-            if text(headers, header).is_some() {
-                return Err(OptionError::Unsupported { header });
-            }
+        let header = "Upstash-Cron";
+        if text(headers, header).is_some() {
+            return Err(OptionError::Unsupported { header });
         }
+        let mut options = Self::read_own(headers, now)?;
+        options.callback = Callback::read(headers, "Upstash-Callback", now)?;
+        options.failure_callback = Callback::read(headers, "Upstash-Failure-Callback", now)?;
+        Ok(options)
+    }
+
+    /// Reads all but the callbacks: they have options too, but no callbacks of their own.
+    fn read_own(headers: &HeaderMap, now: Timestamp) -> Result<Self, OptionError> {
         let mut options = Self {
             redact: text(headers, "Upstash-Redact-Fields").map(str::to_owned),
             ..Self::default()
@@ -166,6 +187,37 @@ impl Options {
             value(headers, by_content, TRUE_OR_FALSE, boolean)?.unwrap_or(false);
         options.flow_control = flow_control(headers)?;
         Ok(options)
+    }
+}
+
+impl Callback {
+    /// Reads `Upstash-Callback` or `Upstash-Failure-Callback`, and what begins like it:
+    /// `Upstash-Callback-Retries` is the callback's `Upstash-Retries`.
+    fn read(
+        headers: &HeaderMap,
+        header: &'static str,
+        now: Timestamp,
+    ) -> Result<Option<Box<Self>>, OptionError> {
+        let url = value(headers, header, "an http:// or https:// URL", |url| {
+            check_url(url).ok().map(|()| url.to_owned())
+        })?;
+        let Some(url) = url else {
+            return Ok(None);
+        };
+        let prefix = format!("{}-", header.to_ascii_lowercase());
+        let mut own = HeaderMap::new();
+        for (name, value) in headers {
+            let option = name.as_str().strip_prefix(&prefix);
+            let name = option.and_then(|option| format!("upstash-{option}").parse().ok());
+            if let Some(name) = name {
+                own.append::<HeaderName>(name, value.clone());
+            }
+        }
+        Ok(Some(Box::new(Self {
+            url,
+            options: Options::read_own(&own, now)?,
+            headers: receiver_headers(&own)?,
+        })))
     }
 }
 
@@ -370,6 +422,7 @@ mod tests {
             ("Upstash-Not-Before", "tomorrow"),
             ("Upstash-Timeout", "fast"),
             ("Upstash-Content-Based-Deduplication", "yes"),
+            ("Upstash-Failure-Callback", "a/b"),
         ] {
             let error = read(header, value).unwrap_err().to_string();
             assert!(error.contains(header) && error.contains(value), "{error}");
@@ -377,9 +430,30 @@ mod tests {
         let colon = read("Upstash-Deduplication-Id", "a:b").unwrap_err();
         assert_eq!(colon.to_string(), "DeduplicationId cannot contain ':'");
         assert!(matches!(
-            read("Upstash-Callback", "https://example.com"),
+            read("Upstash-Cron", "* * * * *"),
             Err(OptionError::Unsupported { .. })
         ));
+    }
+
+    #[test]
+    fn callbacks_have_options_of_their_own() {
+        let headers = map(&[
+            ("Upstash-Retries", "1"),
+            ("Upstash-Callback", "https://example.com/done"),
+            ("Upstash-Callback-Retries", "2"),
+            ("Upstash-Callback-Forward-X", "y"),
+            ("Upstash-Callback-Callback", "https://example.com/no"),
+            ("Upstash-Failure-Callback", "https://example.com/failed"),
+        ]);
+        let options = Options::read(&headers, NOW).unwrap();
+        let callback = options.callback.unwrap();
+        assert_eq!(callback.url, "https://example.com/done");
+        assert_eq!(callback.options.retries, 2);
+        assert_eq!(callback.options.callback, None);
+        assert_eq!(callback.headers, map(&[("x", "y")]));
+        let failure_callback = options.failure_callback.unwrap();
+        assert_eq!(failure_callback.options, Options::default());
+        assert!(read("Upstash-Callback", "example.com").is_err());
     }
 
     #[test]

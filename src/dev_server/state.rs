@@ -47,6 +47,7 @@ pub(super) struct Draft {
     pub(super) destination: Destination,
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) queue: Option<String>,
+    pub(super) callback_of: Option<String>,
     pub(super) headers: HeaderMap,
     pub(super) options: Options,
     pub(super) body: Bytes,
@@ -132,6 +133,7 @@ impl State {
                     endpoint_name: endpoint.name,
                     queue: draft.queue.clone(),
                     url: endpoint.url,
+                    callback_of: draft.callback_of.clone(),
                     headers: draft.headers.clone(),
                     options: draft.options.clone(),
                     body: draft.body.clone(),
@@ -173,7 +175,12 @@ impl State {
             return Some(Job::Message(Arc::clone(message)));
         };
         if let Some(waiting) = self.queues.get_mut(name) {
-            waiting.push_back(Arc::clone(message));
+            // A queue goes on once the callbacks of a message are through as well.
+            if message.callback_of.is_some() {
+                waiting.push_front(Arc::clone(message));
+            } else {
+                waiting.push_back(Arc::clone(message));
+            }
             return None;
         }
         let waiting = VecDeque::from([Arc::clone(message)]);
@@ -192,6 +199,9 @@ impl State {
 
     /// Notes a step in the life of a message.
     pub(super) fn record(&mut self, message: &Message, progress: Progress, now: Timestamp) {
+        if message.deduplicated {
+            return; // the logs tell of the message that it repeats
+        }
         match progress {
             Progress::Delivered { .. } => self.counts.delivered += 1,
             Progress::Failed { .. } => self.counts.failed += 1,
@@ -321,6 +331,7 @@ mod tests {
                 url: "http://a".into(),
             }],
             queue: None,
+            callback_of: None,
             headers: HeaderMap::new(),
             options: Options {
                 deduplication_id: deduplication_id.map(str::to_owned),

@@ -403,7 +403,7 @@ async fn what_is_not_right_is_refused_with_qstashs_words() {
     .await;
     let bad_token = [("authorization", "Bearer wrong")];
     let bad_id = [("upstash-deduplication-id", "a:b")];
-    let callback = [("upstash-callback", "http://127.0.0.1:1")];
+    let cron = [("upstash-cron", "* * * * *")];
     for (path, headers, body, status, error) in [
         (
             "/v2/publish/x",
@@ -442,10 +442,10 @@ async fn what_is_not_right_is_refused_with_qstashs_words() {
         ),
         (
             "/v2/publish/http://h",
-            &callback,
+            &cron,
             "",
             501,
-            "Upstash-Callback is not part of this development server",
+            "Upstash-Cron is not part of this development server",
         ),
         (
             "/v2/schedules/http://h",
@@ -724,5 +724,39 @@ async fn everything_ends_while_messages_wait() {
     world.publish(&[], "in flight").await;
     world.publish(&[("upstash-delay", "1h")], "waiting").await;
     world.arrived(1).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn callbacks_tell_of_each_attempt_and_of_the_end() {
+    let world = World::new().await;
+    world
+        .catcher
+        .respond_with(Reply::status(StatusCode::CONFLICT).times(2));
+    let (told, failed) = (world.catcher.url("/told"), world.catcher.url("/failed"));
+    let headers = [
+        ("upstash-retries", "0"),
+        ("upstash-callback", told.as_str()),
+        ("upstash-failure-callback", failed.as_str()),
+        ("upstash-failure-callback-forward-x-own", "1"),
+    ];
+    let path = format!("/v2/enqueue/q/{}", world.catcher.url("/hook"));
+    let answer = world.send("POST", &path, &headers, "body").await;
+    world.send("POST", &path, &[], "next").await;
+    let received = world.arrived(5).await;
+    let paths: Vec<_> = received.iter().map(|r| r.path.as_str()).collect();
+    // One of the callbacks fails once as well, and the queue waits for it.
+    assert_eq!(paths[0], "/hook");
+    assert_eq!(paths[4], "/hook");
+    assert!(received.iter().all(|received| received.verified));
+    let failed = received.iter().rfind(|r| r.path == "/failed").unwrap();
+    assert_eq!(failed.header("x-own"), Some("1"));
+    let told: Value = serde_json::from_slice(&failed.body).unwrap();
+    assert_eq!(told["status"], 409);
+    assert_eq!(told["sourceMessageId"], answer.json()["messageId"]);
+    assert_eq!(told["sourceBody"], "Ym9keQ==");
+    let callbacks = world.qstash.messages();
+    let callbacks = callbacks.iter().filter(|m| m.callback_of.is_some());
+    assert_eq!(callbacks.count(), 2);
     world.end().await;
 }

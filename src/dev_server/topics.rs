@@ -137,7 +137,9 @@ fn set_headers(
             let (header, value) = header
                 .zip(value)
                 .ok_or_else(|| Failure::Header { name: name.clone() })?;
-            headers.append(header, value);
+            headers
+                .try_append(header, value)
+                .map_err(|_too_many| Failure::Header { name: name.clone() })?;
         }
     }
     Ok(groups.set_headers(name, headers, now)?)
