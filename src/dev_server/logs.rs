@@ -59,6 +59,19 @@ fn common(message: &Message) -> Map<String, Value> {
     set("header", describe_headers(&message.headers));
     set("maxRetries", options.retries.into());
     set("callerIP", super::delivery::CALLER_IP.into());
+    let callbacks = [
+        ("callback", &options.callback),
+        ("failureCallback", &options.failure_callback),
+    ];
+    for (name, callback) in callbacks {
+        set(
+            name,
+            callback
+                .as_ref()
+                .map(|callback| callback.url.as_str())
+                .into(),
+        );
+    }
     set("label", options.labels.first().map(String::as_str).into());
     if !options.labels.is_empty() {
         set("labels", options.labels.clone().into());

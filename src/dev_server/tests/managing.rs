@@ -58,6 +58,7 @@ async fn a_message_can_be_looked_at() {
         ("upstash-forward-test-header", "v"),
         ("upstash-label", "a,b"),
         ("upstash-delay", "1h"),
+        ("upstash-failure-callback", "http://127.0.0.1:1"),
     ];
     let id = world.publish(&headers, "body").await.json()["messageId"].clone();
     let path = format!("/v2/messages/{}", id.as_str().unwrap());
@@ -66,6 +67,8 @@ async fn a_message_can_be_looked_at() {
     assert_eq!(message["header"], json!({ "Test-Header": ["v"] }));
     assert_eq!(message["labels"], json!(["a", "b"]));
     assert_eq!(message["maxRetries"], 3);
+    assert_eq!(message["failureCallback"], "http://127.0.0.1:1");
+    assert_eq!(message.get("callback"), None);
     assert!(message["notBefore"].as_i64() > message["createdAt"].as_i64());
     assert_eq!(
         world.send("GET", "/v2/messages/no", &[], "").await.status,
