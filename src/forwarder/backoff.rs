@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 /// The longest first wait.
-const BASE: Duration = Duration::from_millis(250);
+const BASE: Duration = Duration::from_millis(200);
 
-/// Growth from one wait to the next. With full jitter the longest next wait is about half
+/// Growth from one wait to the next. With full jitter the longest next wait is about a third
 /// of what has passed since the first failure, so an outage of a few seconds is noticed to
 /// be over within seconds, and one of an hour within [`LONGEST`].
-const FACTOR: f64 = 1.25;
+const FACTOR: f64 = 1.2;
 
 /// No wait is longer.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -30,7 +30,7 @@ mod tests {
     #[test]
     fn waits_grow_to_the_bound_and_never_beyond() {
         let mut before = Duration::ZERO;
-        for tried in 0..=40 {
+        for tried in 0..=50 {
             let longest = wait(tried, 1.0);
             assert!(longest >= before && longest <= LONGEST);
             before = longest;
@@ -52,7 +52,7 @@ mod tests {
         let mut passed = Duration::ZERO;
         for tried in 0..30 {
             assert!(
-                wait(tried, 1.0) <= passed.mul_f64(0.6) + BASE,
+                wait(tried, 1.0) <= passed.mul_f64(0.45) + BASE,
                 "try {tried} after {passed:?}"
             );
             passed += wait(tried, 0.5);

@@ -100,7 +100,7 @@ impl Breaker {
         let waited = match self.state {
             State::Closed => Duration::ZERO,
             State::Open { since, .. } | State::HalfOpen { since, .. } => {
-                now.saturating_duration_since(since) / 4
+                now.saturating_duration_since(since) / 8
             }
         };
         waited
@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(breaker.patience(start), LEAST_PATIENCE);
         breaker.failed(Cause::Unreachable, None, 0.0, start);
         assert_eq!(breaker.patience(start + SECOND), LEAST_PATIENCE);
-        assert_eq!(breaker.patience(start + 60 * SECOND), 15 * SECOND);
+        assert_eq!(breaker.patience(start + 80 * SECOND), 10 * SECOND);
         assert_eq!(breaker.patience(start + 6000 * SECOND), MOST_PATIENCE);
         breaker.trial_started();
         breaker.succeeded(8 * SECOND);

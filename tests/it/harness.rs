@@ -22,17 +22,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Longer than anything here takes, even on a busy machine.
-pub const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// The QStash of a test, with one group for the events of no other.
-pub struct QStash {
-    pub server: DevServer,
-    pub catcher: Catcher,
+pub(crate) struct QStash {
+    pub(crate) server: DevServer,
+    pub(crate) catcher: Catcher,
     shutdown: CancellationToken,
 }
 
 impl QStash {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let settings = dev_server::Settings {
@@ -56,13 +56,13 @@ impl QStash {
         qstash
     }
 
-    pub fn add_group(&self, name: &str) {
+    pub(crate) fn add_group(&self, name: &str) {
         let url = self.catcher.url(&format!("/{name}"));
         self.server.upsert_endpoints(name, &[(None, &url)]).unwrap();
     }
 
     /// What was accepted, without repeats.
-    pub fn accepted(&self) -> Vec<Arc<Message>> {
+    pub(crate) fn accepted(&self) -> Vec<Arc<Message>> {
         self.server
             .messages()
             .into_iter()
@@ -71,7 +71,7 @@ impl QStash {
     }
 
     /// Waits until so many messages were accepted, without repeats.
-    pub async fn wait_for(&self, count: usize, timeout: Duration) {
+    pub(crate) async fn wait_for(&self, count: usize, timeout: Duration) {
         let enough = |server: &DevServer| server.counts().accepted >= count as u64;
         let arrived = self.server.wait_until(timeout, enough).await;
         assert!(
@@ -88,44 +88,44 @@ impl Drop for QStash {
     }
 }
 
-pub struct Builder {
+pub(crate) struct Builder {
     flags: Vec<String>,
     hold: Option<Duration>,
     topic: bool,
 }
 
 impl Builder {
-    pub fn flag(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn flag(mut self, name: &str, value: &str) -> Self {
         self.flags.extend([name.to_owned(), value.to_owned()]);
         self
     }
 
-    pub fn no_topic(mut self) -> Self {
+    pub(crate) fn no_topic(mut self) -> Self {
         self.topic = false;
         self
     }
 
     /// Between two tries of a destination that does not exist.
-    pub fn hold(mut self, hold: Duration) -> Self {
+    pub(crate) fn hold(mut self, hold: Duration) -> Self {
         self.hold = Some(hold);
         self
     }
 
-    pub async fn start(self) -> TestApp {
+    pub(crate) async fn start(self) -> TestApp {
         TestApp::start_with(QStash::start().await, tempfile::tempdir().unwrap(), self).await
     }
 }
 
 /// The sidecar in this process, with its QStash.
-pub struct TestApp {
-    pub qstash: QStash,
-    pub dir: TempDir,
-    pub sidecar: Sidecar,
-    pub webhook: SocketAddr,
+pub(crate) struct TestApp {
+    pub(crate) qstash: QStash,
+    pub(crate) dir: TempDir,
+    pub(crate) sidecar: Sidecar,
+    pub(crate) webhook: SocketAddr,
 }
 
 impl TestApp {
-    pub fn builder() -> Builder {
+    pub(crate) fn builder() -> Builder {
         Builder {
             flags: Vec::new(),
             hold: None,
@@ -133,7 +133,7 @@ impl TestApp {
         }
     }
 
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::builder().start().await
     }
 
@@ -161,23 +161,23 @@ impl TestApp {
         }
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         Client::connect(self.webhook).await
     }
 
     /// Posts so many events of ten documents, one after the other, each answered 202; the
     /// median time of an answer.
-    pub async fn post_updates(&self, count: usize) -> Duration {
+    pub(crate) async fn post_updates(&self, count: usize) -> Duration {
         post_updates(&mut self.client().await, 0..count).await
     }
 
     /// Waits until nothing is pending.
-    pub async fn wait_until_drained(&self) {
+    pub(crate) async fn wait_until_drained(&self) {
         let drained = wait_until(LONG, || self.sidecar.buffer().tally().pending == 0).await;
         assert!(drained, "{:?}", self.sidecar.buffer().tally());
     }
 
-    pub async fn admin(&self, path: &str) -> Answer {
+    pub(crate) async fn admin(&self, path: &str) -> Answer {
         let mut client = Client::connect(self.sidecar.admin_address().unwrap()).await;
         client
             .send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
@@ -185,7 +185,7 @@ impl TestApp {
     }
 
     /// The value of a metric.
-    pub async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.admin("/metrics").await.body;
         let line = text
             .lines()
@@ -211,13 +211,13 @@ fn base_flags(dir: &TempDir, qstash: &QStash) -> [String; 8] {
     .map(str::to_owned)
 }
 
-pub fn parse(flags: &[String]) -> ServeArgs {
+pub(crate) fn parse(flags: &[String]) -> ServeArgs {
     use clap::Parser;
     let words = std::iter::once("strapi-qstash").chain(flags.iter().map(String::as_str));
     Cli::try_parse_from(words).unwrap().serve
 }
 
-pub async fn post_updates(client: &mut Client, numbers: std::ops::Range<usize>) -> Duration {
+pub(crate) async fn post_updates(client: &mut Client, numbers: std::ops::Range<usize>) -> Duration {
     let mut times = Vec::new();
     for n in numbers {
         let started = Instant::now();
@@ -231,7 +231,7 @@ pub async fn post_updates(client: &mut Client, numbers: std::ops::Range<usize>) 
 }
 
 /// Event number `n`, of one of ten documents.
-pub fn update(n: usize) -> String {
+pub(crate) fn update(n: usize) -> String {
     format!(
         r#"{{"event":"entry.update","model":"article","uid":"api::article.article","entry":{{"documentId":"d{}","n":{n}}}}}"#,
         n % 10
@@ -239,14 +239,14 @@ pub fn update(n: usize) -> String {
 }
 
 /// The number of an [`update`].
-pub fn number(body: &[u8]) -> usize {
+pub(crate) fn number(body: &[u8]) -> usize {
     serde_json::from_slice::<serde_json::Value>(body).unwrap()["entry"]["n"]
         .as_u64()
         .unwrap() as usize
 }
 
 /// Every number once, and those of each document in order.
-pub fn assert_once_and_in_order(messages: &[Arc<Message>], count: usize) {
+pub(crate) fn assert_once_and_in_order(messages: &[Arc<Message>], count: usize) {
     let numbers: Vec<usize> = messages
         .iter()
         .map(|message| number(&message.body))
@@ -271,7 +271,7 @@ pub fn assert_once_and_in_order(messages: &[Arc<Message>], count: usize) {
     }
 }
 
-pub async fn wait_until(timeout: Duration, condition: impl Fn() -> bool) -> bool {
+pub(crate) async fn wait_until(timeout: Duration, condition: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + timeout;
     while !condition() {
         if Instant::now() > deadline {
@@ -283,19 +283,19 @@ pub async fn wait_until(timeout: Duration, condition: impl Fn() -> bool) -> bool
 }
 
 /// A connection that sends bytes as they are.
-pub struct Client {
+pub(crate) struct Client {
     stream: BufReader<TcpStream>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
             .find(|(known, _)| known == name)
@@ -304,7 +304,7 @@ impl Answer {
 }
 
 impl Client {
-    pub async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Self {
@@ -312,16 +312,16 @@ impl Client {
         }
     }
 
-    pub async fn post(&mut self, path: &str, body: &str) -> Answer {
+    pub(crate) async fn post(&mut self, path: &str, body: &str) -> Answer {
         self.post_with(path, &["Content-Type: application/json"], body.as_bytes())
             .await
     }
 
-    pub async fn post_with(&mut self, path: &str, headers: &[&str], body: &[u8]) -> Answer {
+    pub(crate) async fn post_with(&mut self, path: &str, headers: &[&str], body: &[u8]) -> Answer {
         self.try_post(path, headers, body).await.unwrap()
     }
 
-    pub async fn try_post(
+    pub(crate) async fn try_post(
         &mut self,
         path: &str,
         headers: &[&str],
@@ -341,11 +341,11 @@ impl Client {
         self.try_send(&bytes).await
     }
 
-    pub async fn send(&mut self, request: &[u8]) -> Answer {
+    pub(crate) async fn send(&mut self, request: &[u8]) -> Answer {
         self.try_send(request).await.unwrap()
     }
 
-    pub async fn try_send(&mut self, request: &[u8]) -> std::io::Result<Answer> {
+    pub(crate) async fn try_send(&mut self, request: &[u8]) -> std::io::Result<Answer> {
         self.stream.get_mut().write_all(request).await?;
         tokio::time::timeout(LONG, self.read_answer()).await?
     }
@@ -381,19 +381,19 @@ impl Client {
 }
 
 /// The sidecar as a process.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
-    pub webhook: SocketAddr,
+    pub(crate) webhook: SocketAddr,
     log: Arc<std::sync::Mutex<Vec<String>>>,
 }
 
-pub fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_strapi-qstash"))
 }
 
 impl Process {
     /// Starts it on the buffer in `dir`, and waits until it takes webhooks.
-    pub async fn start(
+    pub(crate) async fn start(
         dir: &TempDir,
         qstash: &QStash,
         listen: Option<SocketAddr>,
@@ -451,11 +451,11 @@ impl Process {
     }
 
     /// `kill -9`.
-    pub async fn kill(mut self) {
+    pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().unwrap().to_string();
         assert!(
             std::process::Command::new("kill")
@@ -466,7 +466,7 @@ impl Process {
         );
     }
 
-    pub async fn exit_code(&mut self) -> Option<i32> {
+    pub(crate) async fn exit_code(&mut self) -> Option<i32> {
         tokio::time::timeout(LONG, self.child.wait())
             .await
             .unwrap()
@@ -474,7 +474,7 @@ impl Process {
             .code()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
 }
