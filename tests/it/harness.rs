@@ -242,7 +242,8 @@ pub(crate) fn update(n: usize) -> String {
 pub(crate) fn number(body: &[u8]) -> usize {
     serde_json::from_slice::<serde_json::Value>(body).unwrap()["entry"]["n"]
         .as_u64()
-        .unwrap() as usize
+        .and_then(|n| n.try_into().ok())
+        .unwrap()
 }
 
 /// Every number once, and those of each document in order.
