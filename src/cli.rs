@@ -96,8 +96,14 @@ pub struct ServeArgs {
         help_heading = "QStash"
     )]
     pub qstash_token_file: Option<String>,
-    /// QStash's address: the region of the token [default: https://qstash.upstash.io]
-    #[arg(long, value_name = "URL", env = "QSTASH_URL", help_heading = "QStash")]
+    /// QStash's address.
+    #[arg(
+        long,
+        help = "QStash's address, in the region of the token [default: https://qstash.upstash.io]",
+        value_name = "URL",
+        env = "QSTASH_URL",
+        help_heading = "QStash"
+    )]
     pub qstash_url: Option<String>,
     /// v2, or v1 to publish to /v1/publish/{topic} as old tutorials do [default: v2]
     #[arg(
@@ -270,8 +276,13 @@ pub struct DeliveryArgs {
         value_delimiter = '\n'
     )]
     pub forward_header: Vec<String>,
-    /// What QStash's logs do not show: body, header, header[Name]
-    #[arg(long, value_name = "FIELDS", env = "STRAPI_QSTASH_REDACT")]
+    /// What QStash's logs do not show.
+    #[arg(
+        long,
+        help = "What QStash's logs do not show: body, header, header[Name]",
+        value_name = "FIELDS",
+        env = "STRAPI_QSTASH_REDACT"
+    )]
     pub redact: Option<String>,
 }
 

@@ -4,7 +4,7 @@
 //! process and a power cut. Events come out in order of arrival and stay until they are
 //! settled. What it leaves to others: when to publish, and what an answer means.
 //!
-//! One thread writes ([`writer`]): while one commit waits for the disk, whatever arrives
+//! One thread writes: while one commit waits for the disk, whatever arrives
 //! gathers for the next, so a busy buffer pays one fdatasync for many events and a quiet one
 //! delays none. One thread reads, one copies the log into the file. SQL is in `store` only.
 
