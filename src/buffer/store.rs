@@ -211,9 +211,15 @@ impl Store {
     /// Copies what is left of the log into the file. Between two commits nothing else writes,
     /// so the log ends here and the next commit begins it anew.
     pub(super) fn finish_checkpoint(&self) -> Result<(), StoreError> {
-        self.db
-            .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE)?;
-        Ok(())
+        match self
+            .db
+            .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE)
+        {
+            Ok(_) => Ok(()),
+            // Some other process is at it, such as a backup: later then.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -431,7 +437,7 @@ impl Reader {
     /// When the oldest pending event came.
     pub(super) fn oldest_pending(&self) -> Result<Option<Timestamp>, StoreError> {
         let mut statement =
-            self.statement("SELECT received_at FROM event WHERE state = 0 ORDER BY seq LIMIT 1")?;
+            self.statement("SELECT received_at FROM event INDEXED BY event_pending WHERE state = 0 ORDER BY seq LIMIT 1")?;
         Ok(statement
             .query_row([], |row| row.get(0).map(Timestamp::from_millis))
             .optional()?)
@@ -447,11 +453,13 @@ impl Reader {
     }
 }
 
+/// `INDEXED BY`: by itself SQLite walks the table from the seq on, and so through all of the
+/// history that lies between.
 fn select_pending(condition: &str) -> String {
     format!(
         "SELECT seq, id, received_at, kind, model, uid, document, is_document_id, locale, destination, options,
                 size, is_text, attempts, replays, due_at
-         FROM event WHERE state = 0 AND {condition}"
+         FROM event INDEXED BY event_pending WHERE state = 0 AND {condition}"
     )
 }
 

@@ -30,6 +30,9 @@ const FINISH_FRAMES: u32 = 1_000;
 /// A log this long is finished by the writer whatever it costs, so that it stays bounded.
 const LONGEST_LOG: u32 = 16_000;
 
+/// How often a writer that waits for a pass looks whether it is over.
+const PASS_LOOK: Duration = Duration::from_millis(1);
+
 /// Between two tries to open the file again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 
@@ -391,20 +394,30 @@ impl Copying {
     /// Between two commits: starts a pass, or finishes one.
     fn step(&mut self, store: &Store) -> Result<(), StoreError> {
         let frames = store.log_frames();
-        if frames < CHECKPOINT_FRAMES
-            || self.progress.running.load(Ordering::Acquire) && frames < LONGEST_LOG
-        {
+        if frames < CHECKPOINT_FRAMES {
             return Ok(());
+        }
+        if self.is_running() && frames < LONGEST_LOG {
+            return Ok(());
+        }
+        // The disk does not keep up: the log stays bounded, and the senders wait.
+        while self.is_running() {
+            std::thread::park_timeout(PASS_LOOK);
         }
         let copied = self.progress.copied.swap(0, Ordering::Relaxed);
         let left = frames.saturating_sub(copied);
-        if copied > 0 && left <= FINISH_FRAMES || frames >= LONGEST_LOG || self.wake.is_none() {
-            return store.finish_checkpoint();
+        let nearly_done = copied > 0 && left <= FINISH_FRAMES;
+        match &self.wake {
+            Some(wake) if !nearly_done && frames < LONGEST_LOG => {
+                self.progress.running.store(true, Ordering::Release);
+                wake.try_send(()).ok(); // it is only full when a pass is due anyway
+                Ok(())
+            }
+            _ => store.finish_checkpoint(),
         }
-        if let Some(wake) = &self.wake {
-            self.progress.running.store(true, Ordering::Release);
-            wake.try_send(()).ok(); // it is only full when a pass is due anyway
-        }
-        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        self.progress.running.load(Ordering::Acquire)
     }
 }
