@@ -25,8 +25,6 @@ impl Counter {
 /// The counters of one run.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Events made durable by inbound, in whatever state.
-    pub accepted: Counter,
     /// Events published straight away, since they could not be made durable.
     pub direct: Counter,
     /// Events that a route drops.
@@ -66,6 +64,8 @@ pub struct Metrics {
 /// What is measured when the metrics are asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gauges {
+    /// Events made durable since the start, in whatever state.
+    pub accepted: u64,
     /// Events by state.
     pub tally: Tally,
     /// Age of the oldest pending event in seconds; 0 with none.
@@ -80,11 +80,8 @@ impl Metrics {
     /// The text that Prometheus reads.
     pub fn render(&self, gauges: &Gauges) -> String {
         let mut text = Text(String::with_capacity(4096));
-        text.counter(
-            "accepted_events_total",
-            "Events made durable",
-            &[("", &self.accepted)],
-        );
+        text.head("accepted_events_total", "Events made durable", "counter");
+        text.line("accepted_events_total", "", gauges.accepted);
         text.counter(
             "direct_events_total",
             "Events published before the answer, since they could not be made durable",
@@ -209,7 +206,7 @@ mod tests {
     #[test]
     fn every_line_is_a_comment_or_a_value() {
         let metrics = Metrics::default();
-        metrics.accepted.add();
+        metrics.direct.add();
         let text = metrics.render(&Gauges {
             oldest_age_seconds: 1.5,
             ..Gauges::default()
@@ -221,7 +218,7 @@ mod tests {
                 "{line}"
             );
         }
-        assert!(text.contains("strapi_qstash_accepted_events_total 1\n"));
+        assert!(text.contains("strapi_qstash_direct_events_total 1\n"));
         assert!(text.contains("strapi_qstash_buffer_oldest_age_seconds 1.5\n"));
     }
 }

@@ -121,6 +121,7 @@ impl Admin {
     async fn gauges(&self) -> Gauges {
         let oldest = self.buffer.oldest_pending().await.ok().flatten();
         Gauges {
+            accepted: self.buffer.accepted(),
             tally: self.buffer.tally(),
             oldest_age_seconds: oldest
                 .map_or(0.0, |oldest| clock::now().since(oldest).as_secs_f64()),

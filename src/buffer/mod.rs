@@ -15,6 +15,7 @@ mod tests;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -348,6 +349,12 @@ impl Buffer {
             .tally
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Events appended since the start. Counted where they are committed: a caller that went
+    /// away does not count its own.
+    pub fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Ordering::Relaxed)
     }
 
     /// Told after each commit that brought something to publish.

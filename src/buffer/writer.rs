@@ -5,7 +5,7 @@
 //! ends the connection (after a failed fsync the page cache cannot be trusted), and the
 //! file is opened again from what the disk really holds.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as sync_mpsc};
 use std::time::Duration;
 
@@ -58,6 +58,7 @@ pub(super) struct Shared {
     pub(super) health: watch::Sender<Health>,
     pub(super) tally: Mutex<Tally>,
     pub(super) appended: Notify,
+    pub(super) accepted: AtomicU64,
 }
 
 impl Shared {
@@ -66,6 +67,7 @@ impl Shared {
             health: watch::Sender::new(Health::Writable),
             tally: Mutex::new(tally),
             appended: Notify::new(),
+            accepted: AtomicU64::new(0),
         }
     }
 
@@ -246,7 +248,12 @@ impl Writer<'_> {
                 .unwrap_or_else(PoisonError::into_inner) = tally;
         }
         match &appended {
-            Ok(_) if !appends.is_empty() => self.shared.set_health(Health::Writable),
+            Ok(_) if !appends.is_empty() => {
+                self.shared
+                    .accepted
+                    .fetch_add(events.len() as u64, Ordering::Relaxed);
+                self.shared.set_health(Health::Writable);
+            }
             Err(failure) if is_full(failure) => self.shared.set_health(Health::Full),
             _ => {}
         }

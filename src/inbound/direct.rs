@@ -67,20 +67,14 @@ impl Inbound {
             },
         };
         let (id, address) = (event.id, Some(address(&destination)));
-        match self
-            .buffer
-            .append(NewEvent {
-                event,
-                address,
-                fate,
-            })
-            .await
-        {
-            Ok(()) => self.metrics.accepted.add(),
+        let new = NewEvent {
+            event,
+            address,
+            fate,
+        };
+        if let Err(error) = self.buffer.append(new).await {
             // The answer tells what became of the test; there is no one else to tell.
-            Err(error) => {
-                warn!(event.id = %id, error = &error as &dyn std::error::Error, "Test event could not be kept")
-            }
+            warn!(event.id = %id, error = &error as &dyn std::error::Error, "Test event could not be kept");
         }
         plain(status, text)
     }

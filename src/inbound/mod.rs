@@ -174,7 +174,6 @@ impl Inbound {
         };
         match self.buffer.append(new).await {
             Ok(()) => {
-                self.metrics.accepted.add();
                 debug!(event.id = %spare.id, event.kind = spare.facts.kind, destination = %destination, "Accepted");
                 plain(StatusCode::ACCEPTED, "")
             }
@@ -217,10 +216,7 @@ impl Inbound {
             })
             .await
         {
-            Ok(()) => {
-                self.metrics.accepted.add();
-                answer
-            }
+            Ok(()) => answer,
             Err(error) => {
                 self.metrics.refused_unavailable.add();
                 error!(
