@@ -227,6 +227,21 @@ pub struct ServeArgs {
     )]
     pub log: Option<String>,
 
+    /// Keep the sockets in a process that does nothing else, and restart the worker when it ends:
+    /// for containers. SIGUSR2 puts a new binary in its place
+    #[arg(long, env = "STRAPI_QSTASH_SUPERVISE", value_parser = FalseyValueParser::new(), help_heading = "Operate")]
+    pub supervise: bool,
+    /// Started by a predecessor or a supervisor: says when it is ready to take over, and waits
+    /// for the buffer.
+    #[arg(long, hide = true, env = "STRAPI_QSTASH_SUCCESSOR", value_parser = FalseyValueParser::new())]
+    pub successor: bool,
+    /// Started by a supervisor: stops when its stdin is closed, and so also when that dies.
+    #[arg(long, hide = true, env = "STRAPI_QSTASH_WORKER", value_parser = FalseyValueParser::new())]
+    pub worker: bool,
+    /// The names of the sockets that were given, as systemd passes them.
+    #[arg(long, hide = true, env = "LISTEN_FDNAMES")]
+    pub listen_fdnames: Option<String>,
+
     /// Flags that were typed and hold a secret, which all users of the machine can see.
     #[arg(skip)]
     pub secrets_typed: Vec<&'static str>,

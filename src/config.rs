@@ -148,6 +148,17 @@ impl Config {
 }
 
 impl Config {
+    /// Sockets that were given are held to the rule for those that are bound: away from
+    /// loopback only with a secret.
+    pub(crate) fn check_open_sockets(&self, addresses: &[SocketAddr]) -> Result<(), Mistakes> {
+        match addresses.iter().find(|address| !address.ip().is_loopback()) {
+            Some(open) if self.inbound.secret.is_none() => {
+                Err(Mistakes(vec![open_without_secret(open)]))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The effective settings on one line, without secrets.
     pub fn summary(&self) -> String {
         let on = |secret: bool| if secret { "set" } else { "none" };
@@ -196,13 +207,7 @@ fn inbound_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<inbound
         given,
         args.dangerous_no_auth,
     ) {
-        mistakes.add(
-            "--listen",
-            format_args!(
-                "{open} can be reached from other machines: set STRAPI_QSTASH_WEBHOOK_SECRET or --webhook-secret-file, \
-                 and in Strapi the header 'Authorization: Bearer SECRET' (or --dangerous-no-auth where no one else gets there)"
-            ),
-        );
+        mistakes.0.push(open_without_secret(open));
     }
     let max_body = optional(&args.max_body, "--max-body", size, mistakes).unwrap_or(32 << 20);
     if max_body == 0 {
@@ -216,6 +221,14 @@ fn inbound_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<inbound
         secret,
         max_body,
     })
+}
+
+fn open_without_secret(address: &SocketAddr) -> String {
+    format!(
+        "--listen: {address} can be reached from other machines: set STRAPI_QSTASH_WEBHOOK_SECRET or \
+         --webhook-secret-file, and in Strapi the header 'Authorization: Bearer SECRET' (or --dangerous-no-auth \
+         where no one else gets there)"
+    )
 }
 
 fn admin_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<admin::Settings> {
@@ -374,6 +387,7 @@ fn buffer_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<buffer::
         path,
         max_bytes,
         keep_delivered,
+        wait_for_lock: Duration::ZERO,
     })
 }
 

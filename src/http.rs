@@ -10,12 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use hyper::service::Service;
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::service::{Service, service_fn};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -36,9 +37,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts and serves connections until `shutdown`, then lets each finish the request it
 /// is in. The connections run on `tasks`, so that a drain can wait for them.
+///
+/// `linger` is how long an idle connection may still bring a request after `shutdown`: a
+/// sender that believes in keep-alive may have one on its way, and Strapi does not repeat
+/// what meets a closed connection. Answers say `Connection: close` from then on.
 pub(crate) async fn serve<S>(
     listener: TcpListener,
     shutdown: CancellationToken,
+    linger: Duration,
     tasks: TaskTracker,
     service: S,
 ) where
@@ -58,6 +64,7 @@ pub(crate) async fn serve<S>(
                     stream,
                     permit,
                     shutdown.clone(),
+                    linger,
                     service.clone(),
                 ));
             }
@@ -87,6 +94,7 @@ async fn connection<S>(
     stream: TcpStream,
     permit: OwnedSemaphorePermit,
     shutdown: CancellationToken,
+    linger: Duration,
     service: S,
 ) where
     S: Service<Request<Incoming>, Response = Answer>,
@@ -96,6 +104,19 @@ async fn connection<S>(
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "Could not set TCP_NODELAY");
     }
+    let stopping = shutdown.clone();
+    let service = service_fn(move |request| {
+        let (answering, stopping) = (service.call(request), stopping.clone());
+        async move {
+            let mut answer = answering.await?;
+            if stopping.is_cancelled() {
+                answer
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, S::Error>(answer)
+        }
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)
@@ -103,10 +124,13 @@ async fn connection<S>(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        () = shutdown.cancelled() => match timeout(linger, connection.as_mut()).await {
+            Ok(ended) => ended,
+            Err(_elapsed) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        },
     };
     if let Err(error) = ended {
         debug!(%error, "Connection ended early");

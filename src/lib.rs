@@ -42,8 +42,8 @@
 //! Imports go down only:
 //! `main` → [`commands`], [`cli`] → [`sidecar`] (builds all parts, owns all tasks, knows the
 //! order in which they stop) → [`config`] → [`inbound`], [`admin`], [`forwarder`] → [`buffer`],
-//! [`qstash`], [`router`] → [`destination`], [`event`], `http`, [`metrics`], [`clock`],
-//! [`secret`].
+//! [`qstash`], [`router`] → [`destination`], [`event`], `http`, [`sockets`], [`metrics`],
+//! [`clock`], [`secret`].
 //! [`inbound`] does not know the forwarder: the buffer is all they share. [`dev_server`] (a
 //! QStash on this machine, for `dev` and for the tests) is used by nothing else.
 
@@ -64,3 +64,4 @@ pub mod qstash;
 pub mod router;
 pub mod secret;
 pub mod sidecar;
+pub mod sockets;

@@ -3,19 +3,37 @@
 
 use std::process::ExitCode;
 
-use strapi_qstash::cli::{Cli, Command};
+use anyhow::Context;
+use strapi_qstash::cli::{Cli, Command, ServeArgs};
 use strapi_qstash::commands;
+use strapi_qstash::sockets::Inherited;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::from_environment();
     let done = match &cli.command {
-        None => commands::serve::run(&cli.serve).await,
-        Some(Command::Serve(args)) => commands::serve::run(args).await,
-        Some(Command::Dev(args)) => commands::dev::run(args).await,
+        None => serve(&cli.serve),
+        Some(Command::Serve(args)) => serve(args),
+        Some(Command::Dev(args)) => block_on(commands::dev::run(args)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => commands::report(&error),
     }
+}
+
+fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    // Before the runtime's threads are there, since it changes the environment.
+    let inherited = Inherited::take(args.listen_fdnames.as_deref())?;
+    block_on(commands::serve::run(args, inherited))
+}
+
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("could not start the runtime")?;
+    let done = runtime.block_on(command);
+    // Whatever is still blocked, such as a read of stdin, must not hold back the exit.
+    runtime.shutdown_background();
+    done
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +18,7 @@ use crate::forwarder::{Flow, Forwarder};
 use crate::inbound::{self, Inbound};
 use crate::metrics::Metrics;
 use crate::qstash::{Client, ClientError};
+use crate::sockets::Sockets;
 
 /// How often history that is older than it is kept is looked for.
 const TIDY: Duration = Duration::from_secs(60);
@@ -56,19 +56,9 @@ impl Part {
 /// Why a sidecar did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address cannot be listened on.
-    #[error(
-        "could not listen on {address}; is another program there? Choose another address with {flag}"
-    )]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The flag that sets it.
-        flag: &'static str,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
+    /// The sockets cannot be used.
+    #[error("could not use the listening sockets")]
+    Sockets(#[source] std::io::Error),
     /// The buffer cannot be opened.
     #[error(transparent)]
     Buffer(#[from] OpenError),
@@ -79,17 +69,8 @@ pub enum StartError {
 
 impl Sidecar {
     /// Starts all parts; when it returns, events are taken.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
-        // Listening comes first: what is refused at the port is lost, while a connection that
-        // waits for the buffer to open is only late.
-        let mut listeners = Vec::new();
-        for address in &config.inbound.listen {
-            listeners.push(listen(*address, "--listen").await?);
-        }
-        let admin_listener = match &config.admin {
-            Some(settings) => Some(listen(settings.listen, "--admin-listen").await?),
-            None => None,
-        };
+    pub async fn start(config: Config, sockets: &Sockets) -> Result<Self, StartError> {
+        let (listeners, admin_listener) = sockets.listeners().map_err(StartError::Sockets)?;
         let buffer = Buffer::open(&config.buffer)?;
         let client = Arc::new(Client::new(config.qstash)?);
         let metrics = Arc::new(Metrics::default());
@@ -117,8 +98,8 @@ impl Sidecar {
             metrics: Arc::clone(&metrics),
         });
         let mut addresses = Vec::new();
-        for (listener, address) in listeners {
-            addresses.push(address);
+        for listener in listeners {
+            addresses.push(listener.local_addr().map_err(StartError::Sockets)?);
             let serving = inbound::serve(
                 Arc::clone(&inbound),
                 listener,
@@ -128,8 +109,8 @@ impl Sidecar {
             accepting.tasks.spawn(serving);
         }
         let mut admin_address = None;
-        if let (Some(settings), Some((listener, address))) = (config.admin, admin_listener) {
-            admin_address = Some(address);
+        if let (Some(settings), Some(listener)) = (config.admin, admin_listener) {
+            admin_address = Some(listener.local_addr().map_err(StartError::Sockets)?);
             let admin = Arc::new(Admin {
                 settings,
                 buffer: buffer.clone(),
@@ -198,20 +179,6 @@ impl Sidecar {
             ),
         }
     }
-}
-
-async fn listen(
-    address: SocketAddr,
-    flag: &'static str,
-) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen {
-        address,
-        flag,
-        source,
-    };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
 }
 
 async fn tidy(buffer: Buffer, stop: CancellationToken) {

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -53,7 +54,7 @@ pub(crate) async fn serve(
         let admin = Arc::clone(&admin);
         async move { Ok::<_, Infallible>(admin.handle(&request).await) }
     });
-    http::serve(listener, shutdown, tasks, service).await;
+    http::serve(listener, shutdown, Duration::ZERO, tasks, service).await;
 }
 
 impl Admin {

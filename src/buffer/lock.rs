@@ -7,8 +7,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::beside;
+
+/// How often a lock that is waited for is tried. Strapi's connections wait as long.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +43,8 @@ pub enum LockError {
 #[derive(Debug)]
 pub(super) struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File);
 
-pub(super) fn take(buffer: &Path) -> Result<Lock, LockError> {
+/// Takes the lock, waiting for another holder to let go of it.
+pub(super) fn take(buffer: &Path, wait: Duration) -> Result<Lock, LockError> {
     let path = beside(buffer, ".lock");
     let failed = |source| LockError::Io {
         path: path.clone(),
@@ -53,7 +58,16 @@ pub(super) fn take(buffer: &Path) -> Result<Lock, LockError> {
         .mode(0o600)
         .open(&path)
         .map_err(failed)?;
-    match file.try_lock() {
+    let deadline = Instant::now() + wait;
+    let tried = loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::park_timeout(LOOK)
+            }
+            tried => break tried,
+        }
+    };
+    match tried {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();

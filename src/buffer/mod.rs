@@ -45,6 +45,9 @@ pub struct Settings {
     pub max_bytes: u64,
     /// How long a delivered event stays for inspection and replay; zero keeps none.
     pub keep_delivered: Duration,
+    /// How long to wait for another sidecar to let go of the buffer: a successor is started
+    /// before its predecessor has ended.
+    pub wait_for_lock: Duration,
 }
 
 /// The place of an event in the order of arrival.
@@ -264,7 +267,7 @@ impl Buffer {
                 source,
             })?;
         }
-        let lock = lock::take(path)?;
+        let lock = lock::take(path, settings.wait_for_lock)?;
         let failed = |source| OpenError::Store {
             path: path.to_owned(),
             source,

@@ -10,6 +10,7 @@ fn settings(dir: &Path) -> Settings {
         path: dir.join("buffer.db"),
         max_bytes: 1 << 30,
         keep_delivered: Duration::from_secs(3600),
+        wait_for_lock: Duration::ZERO,
     }
 }
 

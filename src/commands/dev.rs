@@ -22,6 +22,7 @@ use crate::event::Facts;
 use crate::router::Routing;
 use crate::secret::Secret;
 use crate::sidecar::Sidecar;
+use crate::sockets::{Inherited, Sockets};
 
 /// The URL group of a chain that was given no route.
 const GROUP: &str = "strapi";
@@ -132,7 +133,9 @@ impl Chain {
             )?;
         }
         let (grace, secret) = (config.shutdown_grace, config.inbound.secret.clone());
-        let sidecar = Sidecar::start(config).await?;
+        let admin = config.admin.as_ref().map(|admin| admin.listen);
+        let sockets = Sockets::open(Inherited::default(), &config.inbound.listen, admin)?;
+        let sidecar = Sidecar::start(config, &sockets).await?;
         let webhook = *sidecar
             .addresses()
             .first()

@@ -3,6 +3,8 @@
 pub mod dev;
 mod logging;
 pub mod serve;
+mod successor;
+mod supervise;
 
 use std::process::ExitCode;
 

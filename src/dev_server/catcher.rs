@@ -205,7 +205,13 @@ impl Catcher {
                 }
             })
         };
-        tasks.spawn(http::serve(listener, shutdown, tasks.clone(), service));
+        tasks.spawn(http::serve(
+            listener,
+            shutdown,
+            Duration::ZERO,
+            tasks.clone(),
+            service,
+        ));
         Self(shared)
     }
 

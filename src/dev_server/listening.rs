@@ -34,7 +34,13 @@ pub(super) async fn listen(
             service_fn(move |request| api::answer(Arc::clone(&shared), period.clone(), request))
         };
         {
-            let serving = http::serve(listener, period.clone(), shared.tasks.clone(), service);
+            let serving = http::serve(
+                listener,
+                period.clone(),
+                Duration::ZERO,
+                shared.tasks.clone(),
+                service,
+            );
             let mut serving = std::pin::pin!(serving);
             tokio::select! {
                 () = serving.as_mut() => return,

@@ -11,6 +11,7 @@ mod request;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use hyper::body::Incoming;
@@ -46,6 +47,10 @@ const KEEP_ALIVE: (HeaderName, HeaderValue) = (
     HeaderValue::from_static("timeout=75"),
 );
 
+/// How long a connection of Strapi's that is idle may bring one more event after the stop. In
+/// a busy second each of its connections does.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What inbound is told by flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -77,7 +82,7 @@ pub(crate) async fn serve(
         let inbound = Arc::clone(&inbound);
         async move { Ok::<_, Infallible>(inbound.handle(request).await) }
     });
-    http::serve(listener, shutdown, tasks, service).await;
+    http::serve(listener, shutdown, LINGER, tasks, service).await;
 }
 
 /// Why a request is refused before it is an event.

@@ -14,6 +14,7 @@ use strapi_qstash::dev_server::{
     self, Catcher, CatcherSettings, DEVELOPMENT_TOKEN, DevServer, Message,
 };
 use strapi_qstash::sidecar::Sidecar;
+use strapi_qstash::sockets::{Inherited, Sockets};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -151,7 +152,9 @@ impl TestApp {
         if let Some(hold) = builder.hold {
             config.forwarder.hold = hold;
         }
-        let sidecar = Sidecar::start(config).await.unwrap();
+        let admin = config.admin.as_ref().map(|admin| admin.listen);
+        let sockets = Sockets::open(Inherited::default(), &config.inbound.listen, admin).unwrap();
+        let sidecar = Sidecar::start(config, &sockets).await.unwrap();
         let webhook = sidecar.addresses()[0];
         Self {
             qstash,
@@ -401,10 +404,15 @@ impl Process {
         flags: &[&str],
     ) -> Self {
         let listen = listen.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
-        let mut child = Command::new(binary())
+        let mut command = Self::command(dir, qstash, &["--listen", &listen]);
+        command.args(flags);
+        Self::spawn(command).await
+    }
+
+    pub(crate) fn command(dir: &TempDir, qstash: &QStash, flags: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
             .args([
-                "--listen",
-                &listen,
                 "--admin-listen",
                 "127.0.0.1:0",
                 "--topic",
@@ -419,7 +427,12 @@ impl Process {
                 &qstash.server.url(),
             ])
             .args(flags)
-            .env("QSTASH_TOKEN", DEVELOPMENT_TOKEN)
+            .env("QSTASH_TOKEN", DEVELOPMENT_TOKEN);
+        command
+    }
+
+    pub(crate) async fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -427,28 +440,41 @@ impl Process {
             .unwrap();
         let log = Arc::new(std::sync::Mutex::new(Vec::new()));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let (found, address) = tokio::sync::oneshot::channel();
         let kept = Arc::clone(&log);
         tokio::spawn(async move {
-            let mut found = Some(found);
             while let Ok(Some(line)) = lines.next_line().await {
-                let after = line
-                    .split_once("Webhooks go to http://")
-                    .and_then(|(_, rest)| rest.split_once('/'));
-                if let (Some((address, _)), true) = (after, found.is_some()) {
-                    found.take().unwrap().send(address.parse().unwrap()).ok();
-                }
                 kept.lock().unwrap().push(line);
             }
         });
-        let webhook = tokio::time::timeout(LONG, address).await.unwrap();
-        let webhook =
-            webhook.unwrap_or_else(|_| panic!("it did not start: {:?}", log.lock().unwrap()));
-        Self {
+        let mut process = Self {
             child,
-            webhook,
+            webhook: "127.0.0.1:0".parse().unwrap(),
             log,
-        }
+        };
+        assert!(
+            wait_until(LONG, || process.address().is_some()).await,
+            "it did not start: {}",
+            process.log()
+        );
+        process.webhook = process.address().unwrap();
+        process
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        let log = self.log.lock().unwrap();
+        let line = log
+            .iter()
+            .find_map(|line| line.split_once("Webhooks go to http://"))?;
+        line.1.split('/').next()?.parse().ok()
+    }
+
+    /// The process ids that wrote a line with this text, in order.
+    pub(crate) fn pids(&self, text: &str) -> Vec<u32> {
+        let log = self.log.lock().unwrap();
+        let lines = log.iter().filter(|line| line.contains(text));
+        let json = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        json.filter_map(|line| line["pid"].as_u64()?.try_into().ok())
+            .collect()
     }
 
     /// `kill -9`.

@@ -31,5 +31,7 @@ mod full;
 mod harness;
 /// QStash away, refusing or limiting.
 mod outage;
+/// Restarts while events come: by successor, by supervisor, by socket activation.
+mod restart;
 /// Strapi's Trigger button.
 mod trigger;
