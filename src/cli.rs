@@ -140,7 +140,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub delivery: DeliveryArgs,
 
-    /// The buffer file [default: strapi-qstash.db in the data directory]
+    /// The buffer file; a relative path is within the data directory [default: strapi-qstash.db]
     #[arg(
         long,
         value_name = "PATH",
@@ -242,9 +242,9 @@ pub struct ServeArgs {
     #[arg(long, hide = true, env = "LISTEN_FDNAMES")]
     pub listen_fdnames: Option<String>,
 
-    /// Flags that were typed and hold a secret, which all users of the machine can see.
+    /// The flags that were typed, and not set in the environment.
     #[arg(skip)]
-    pub secrets_typed: Vec<&'static str>,
+    pub typed: Vec<String>,
 }
 
 /// QStash's delivery options.
@@ -324,6 +324,13 @@ pub struct DevArgs {
     pub serve: ServeArgs,
 }
 
+impl ServeArgs {
+    /// Whether a flag (`--topic`) was typed, and not set in the environment.
+    pub fn is_typed(&self, flag: &str) -> bool {
+        self.typed.iter().any(|typed| typed == flag)
+    }
+}
+
 impl Cli {
     /// Reads the command line and the environment. Ends the process for `--help`, `--version`
     /// and wrong usage (2).
@@ -335,15 +342,13 @@ impl Cli {
             (Some(Command::Dev(args)), Some((_, matches))) => (matches, &mut args.serve),
             _ => (&matches, &mut cli.serve),
         };
-        for (id, flag) in [
-            ("qstash_token", "--qstash-token"),
-            ("webhook_secret", "--webhook-secret"),
-            ("admin_token", "--admin-token"),
-        ] {
-            if flags.value_source(id) == Some(ValueSource::CommandLine) {
-                serve.secrets_typed.push(flag);
-            }
-        }
+        let is_typed =
+            |id: &&clap::Id| flags.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+        serve.typed = flags
+            .ids()
+            .filter(is_typed)
+            .map(|id| format!("--{}", id.as_str().replace('_', "-")))
+            .collect();
         cli
     }
 }

@@ -18,6 +18,9 @@ use crate::{admin, buffer, forwarder, inbound, qstash};
 /// The buffer's name in the data directory.
 const BUFFER_NAME: &str = "strapi-qstash.db";
 
+/// Flags whose value everyone on the machine can see in the list of processes.
+const SECRET_FLAGS: [&str; 3] = ["--qstash-token", "--webhook-secret", "--admin-token"];
+
 /// SQLite's own pages, the indexes and some events must fit.
 const SMALLEST_BUFFER: u64 = 1 << 20;
 
@@ -109,7 +112,7 @@ impl Config {
             &mut mistakes,
         );
         let log = log_settings(args, &mut mistakes);
-        for flag in &args.secrets_typed {
+        for flag in SECRET_FLAGS.iter().filter(|flag| args.is_typed(flag)) {
             warnings.push(format!(
                 "{flag}: everyone on this machine can see it in the list of processes; set it in the environment or in a file"
             ));
@@ -195,6 +198,7 @@ fn inbound_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<inbound
         listen.push(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8787));
     }
     let secret = secret(
+        args,
         ("--webhook-secret", &args.webhook_secret),
         ("--webhook-secret-file", &args.webhook_secret_file),
         mistakes,
@@ -254,14 +258,10 @@ fn qstash_settings(
     mistakes: &mut Mistakes,
     warnings: &mut Vec<Warning>,
 ) -> Option<qstash::Settings> {
-    let token = match (given(&args.qstash_token), given(&args.qstash_token_file)) {
-        (Some(_), Some(_)) => {
-            mistakes.add(
-                "--qstash-token",
-                "there is a --qstash-token-file too: leave one of them out",
-            );
-            None
-        }
+    let value = ("--qstash-token", &args.qstash_token);
+    let file = ("--qstash-token-file", &args.qstash_token_file);
+    let token = match either(args, value, file, mistakes) {
+        (Some(_), Some(_)) => None,
         (Some(value), None) => Secret::trimmed(value).map(TokenSource::Value),
         // The path is kept, since the file is read again when it changes.
         (None, Some(path)) => read_secret("--qstash-token-file", path, mistakes)
@@ -363,17 +363,8 @@ fn router(
 }
 
 fn buffer_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<buffer::Settings> {
-    let path = match (given(&args.buffer), given(&args.data_dir)) {
-        (Some(_), Some(_)) => {
-            mistakes.add(
-                "--buffer",
-                "there is a --data-dir too: leave one of them out",
-            );
-            return None;
-        }
-        (Some(path), None) => PathBuf::from(path),
-        (None, folder) => PathBuf::from(folder.unwrap_or_default()).join(BUFFER_NAME),
-    };
+    let folder = PathBuf::from(given(&args.data_dir).unwrap_or_default());
+    let path = folder.join(given(&args.buffer).unwrap_or(BUFFER_NAME));
     let max_bytes = optional(&args.buffer_max, "--buffer-max", size, mistakes).unwrap_or(1 << 30);
     if max_bytes < SMALLEST_BUFFER {
         mistakes.add(
@@ -430,21 +421,43 @@ fn optional<T>(
     given(value).and_then(|text| mistakes.check(flag, parse(text)))
 }
 
-fn secret(
-    (flag, value): (&str, &Option<String>),
-    (file_flag, file): (&str, &Option<String>),
+/// Two flags of which one is to be set. Where both are, the one that was typed wins over the
+/// one from the environment; both from the same place are a mistake, and both are given.
+fn either<'a>(
+    args: &ServeArgs,
+    (flag, value): (&str, &'a Option<String>),
+    (other_flag, other): (&str, &'a Option<String>),
     mistakes: &mut Mistakes,
-) -> Option<Secret> {
-    match (given(value), given(file)) {
-        (Some(_), Some(_)) => {
+) -> (Option<&'a str>, Option<&'a str>) {
+    let both = (given(value), given(other));
+    match (
+        both.0.is_some() && both.1.is_some(),
+        args.is_typed(flag),
+        args.is_typed(other_flag),
+    ) {
+        (true, true, false) => (both.0, None),
+        (true, false, true) => (None, both.1),
+        (true, _, _) => {
             mistakes.add(
                 flag,
-                format_args!("there is a {file_flag} too: leave one of them out"),
+                format_args!("there is a {other_flag} too: leave one of them out"),
             );
-            None
+            both
         }
+        (false, _, _) => both,
+    }
+}
+
+fn secret(
+    args: &ServeArgs,
+    value: (&str, &Option<String>),
+    file: (&str, &Option<String>),
+    mistakes: &mut Mistakes,
+) -> Option<Secret> {
+    match either(args, value, file, mistakes) {
+        (Some(_), Some(_)) => None,
         (Some(value), None) => Secret::trimmed(value),
-        (None, Some(path)) => read_secret(file_flag, path, mistakes),
+        (None, Some(path)) => read_secret(file.0, path, mistakes),
         (None, None) => None,
     }
 }

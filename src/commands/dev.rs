@@ -318,7 +318,7 @@ fn sidecar_args(
         ),
         // What happens is told in words; the log is for what goes wrong.
         log: typed.log.clone().or_else(|| Some("warn".to_owned())),
-        secrets_typed: Vec::new(),
+        typed: Vec::new(),
         ..typed.clone()
     }
 }

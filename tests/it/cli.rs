@@ -87,6 +87,25 @@ fn every_mistake_is_reported_in_one_run_with_its_flag() {
 }
 
 #[test]
+fn a_typed_flag_wins_over_the_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "from-a-file").unwrap();
+    // With both from the environment it cannot be told which is meant.
+    let try_with = |typed: &[&str]| {
+        let mut command = Command::new(binary());
+        command
+            .env("QSTASH_TOKEN", "x")
+            .env("STRAPI_QSTASH_QSTASH_TOKEN_FILE", &file)
+            .env("STRAPI_QSTASH_RETRIES", "no");
+        text(&command.args(typed).output().unwrap().stderr)
+    };
+    assert!(try_with(&[]).contains("--qstash-token: there is a --qstash-token-file too"));
+    assert!(!try_with(&["--qstash-token-file", file.to_str().unwrap()]).contains("--qstash-token"));
+    assert!(!try_with(&["--qstash-token", "y"]).contains("leave one of them out"));
+}
+
+#[test]
 fn wrong_usage_is_2_and_help_is_0() {
     assert_eq!(run(&["--no-such-flag"]).status.code(), Some(2));
     assert_eq!(run(&["nonsense"]).status.code(), Some(2));
