@@ -57,8 +57,12 @@ pub struct ClientError(#[from] reqwest::Error);
 impl Client {
     /// Sets up a client; nothing is sent yet.
     pub fn new(settings: Settings) -> Result<Self, ClientError> {
+        Self::with_tls(settings, tls::client_config())
+    }
+
+    fn with_tls(settings: Settings, tls: rustls::ClientConfig) -> Result<Self, ClientError> {
         let mut http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls::client_config())
+            .tls_backend_preconfigured(tls)
             // A redirect would carry the token to another host.
             .redirect(Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -282,5 +286,131 @@ fn describe(error: &reqwest::Error) -> String {
     match error.is_timeout() {
         true => kind.to_owned(),
         false => format!("{kind}: {cause}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use hyper::service::service_fn;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::event::{EventId, Payload};
+    use crate::qstash::{BaseUrl, TokenSource};
+    use crate::secret::Secret;
+
+    /// A server that speaks HTTP/2 only, behind a certificate of its own; counts connections.
+    async fn http2_server(
+        connections: Arc<AtomicUsize>,
+    ) -> (Settings, rustls::ClientConfig, TaskTracker) {
+        let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key =
+            rustls::pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut server = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![signed.cert.der().clone()], key)
+            .unwrap();
+        server.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(server));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!(
+            "https://localhost:{}",
+            listener.local_addr().unwrap().port()
+        );
+        let tasks = TaskTracker::new();
+        let serving = tasks.clone();
+        tasks.spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                connections.fetch_add(1, Ordering::Relaxed);
+                let service = service_fn(|_| async {
+                    let body = Full::new(Bytes::from_static(br#"{"messageId":"msg_1"}"#));
+                    Ok::<_, Infallible>(hyper::Response::new(body))
+                });
+                let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                serving.spawn(
+                    async move { http.serve_connection(TokioIo::new(stream), service).await },
+                );
+            }
+        });
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(signed.cert.der().clone()).unwrap();
+        let mut trusting = rustls::ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::ring::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+        trusting.alpn_protocols = tls::client_config().alpn_protocols;
+        let settings = Settings {
+            base: BaseUrl::parse(&base).unwrap(),
+            api: Api::V2,
+            token: TokenSource::Value(Secret::trimmed("t").unwrap()),
+            options: crate::destination::DeliveryOptions::default(),
+        };
+        (settings, trusting, tasks)
+    }
+
+    async fn publish(client: &Client) -> Outcome {
+        let (destination, payload) = (
+            "news".parse().unwrap(),
+            Payload {
+                headers: vec![],
+                body: Bytes::new(),
+            },
+        );
+        let message = Message {
+            id: EventId::new(),
+            replays: 0,
+            destination: &destination,
+            payload: &payload,
+        };
+        client.publish(message, Duration::from_secs(10)).await
+    }
+
+    #[tokio::test]
+    async fn http_2_is_spoken_where_it_is_offered_over_one_connection() {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (settings, trusting, _tasks) = http2_server(Arc::clone(&connections)).await;
+        let client = Client::with_tls(settings, trusting).unwrap();
+        for _ in 0..5 {
+            assert!(matches!(publish(&client).await, Outcome::Accepted { .. }));
+        }
+        assert_eq!(
+            connections.load(Ordering::Relaxed),
+            1,
+            "connections are kept"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_does_not_verify_is_named_as_the_cause() {
+        let (settings, _, _tasks) = http2_server(Arc::default()).await;
+        let client = Client::new(settings).unwrap();
+        let Outcome::Unreachable {
+            reason,
+            broke: false,
+            ..
+        } = publish(&client).await
+        else {
+            panic!()
+        };
+        assert!(reason.contains("certificate"), "{reason}");
     }
 }
