@@ -24,6 +24,8 @@ mod cli;
 mod crash;
 /// What goes to QStash: headers, options, batches, queues, held destinations.
 mod deliver;
+/// What the README says is so.
+mod docs;
 /// The way down, under load.
 mod drain;
 /// The buffer at its limit.

@@ -1,0 +1,89 @@
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use crate::harness::binary;
+
+fn readme() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap()
+}
+
+fn help(args: &[&str]) -> String {
+    String::from_utf8(
+        Command::new(binary())
+            .args(args)
+            .arg("--help")
+            .output()
+            .unwrap()
+            .stdout,
+    )
+    .unwrap()
+}
+
+/// The words that begin with `--`, without what follows them.
+fn flags(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+        .filter(|word| word.len() > 2 && word.starts_with("--") && !word.starts_with("---"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_flag_in_the_readme_exists() {
+    let of_cargo = ["--release", "--locked", "--path"].map(str::to_owned);
+    let mut known: BTreeSet<String> = [help(&[]), help(&["dev"])]
+        .iter()
+        .flat_map(|help| flags(help))
+        .collect();
+    known.extend(of_cargo);
+    let unknown: Vec<String> = flags(&readme())
+        .into_iter()
+        .filter(|flag| !known.contains(flag))
+        .collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+#[test]
+fn every_metric_in_the_readme_exists() {
+    let text = strapi_qstash::metrics::Metrics::default()
+        .render(&strapi_qstash::metrics::Gauges::default());
+    for word in readme().split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
+        if word.starts_with("strapi_qstash_") {
+            assert!(text.contains(word), "{word}");
+        }
+    }
+}
+
+#[test]
+fn every_route_in_the_readme_is_one() {
+    let readme = readme();
+    let section = readme
+        .split("## Routes")
+        .nth(1)
+        .unwrap()
+        .split("\n## ")
+        .next()
+        .unwrap();
+    let routes: Vec<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `'")?.split_once("'` |"))
+        .map(|(route, _)| route)
+        .collect();
+    assert!(routes.len() >= 6, "{routes:?}");
+    for route in routes {
+        strapi_qstash::router::Route::parse(route)
+            .unwrap_or_else(|error| panic!("{route}: {error}"));
+    }
+}
+
+#[test]
+fn the_start_command_of_the_readme_is_accepted() {
+    let readme = readme();
+    let line = readme
+        .lines()
+        .find(|line| line.contains("strapi-qstash --topic"))
+        .unwrap();
+    let words: Vec<String> = line.split_whitespace().skip(1).map(str::to_owned).collect();
+    assert_eq!(words[0], "strapi-qstash");
+    let args = crate::harness::parse(&words[1..]);
+    assert!(args.topic.is_some() && args.data_dir.is_some());
+}
