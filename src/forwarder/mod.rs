@@ -132,6 +132,15 @@ impl State {
         self.paused_until
             .is_some_and(|until| Instant::now() < until)
     }
+
+    /// An event that was not settled waits again: here, or on disk while its destination is held.
+    fn put_back(&mut self, entry: Entry) {
+        if self.holds.contains_key(&entry.event.address.destination) {
+            self.window.forget(entry.seq());
+        } else {
+            self.window.insert(entry);
+        }
+    }
 }
 
 impl Forwarder {
@@ -351,12 +360,8 @@ impl Forwarder {
             state.window.attempt_over(entry.key);
             let outcome = match tried {
                 Tried::Yes(outcome) => outcome,
-                Tried::No if matches!(published.attempt, Attempt::Held(_)) => {
-                    state.window.forget(entry.seq());
-                    continue;
-                }
                 Tried::No => {
-                    state.window.insert(entry);
+                    state.put_back(entry);
                     continue;
                 }
                 Tried::Gone => {
@@ -429,11 +434,7 @@ impl Forwarder {
             };
             entry.due = (!wait.is_zero()).then(|| now + wait);
             settlements.push(postpone(&entry, wait, &failure.2));
-            if let Attempt::Held(_) = &published.attempt {
-                state.window.forget(entry.seq()); // still held
-            } else {
-                state.window.insert(entry);
-            }
+            state.put_back(entry);
             stopped = Some(failure);
         }
         if let Attempt::Held(destination) = &published.attempt

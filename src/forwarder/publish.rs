@@ -1,6 +1,7 @@
 //! One request, and the requests that it splits into: bytes from the buffer, an outcome for
 //! each event.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use tracing::{Instrument, info_span, warn};
@@ -99,8 +100,14 @@ pub(super) async fn publish(
 
     // Parts yet to be published, as where they begin and how long they are; the next is last.
     let mut parts = vec![(0, messages.len())];
+    let mut unknown: HashSet<&str> = HashSet::new();
     while let Some((begin, count)) = parts.pop() {
         let part = messages.get(begin..begin + count).unwrap_or_default();
+        let of_part = ready.get(begin..begin + count).unwrap_or_default();
+        let is_unknown = |entry: &Entry| unknown.contains(entry.event.address.destination.as_str());
+        if of_part.iter().all(|(_, entry, _)| is_unknown(entry)) {
+            continue; // known by now not to exist: they wait with the others of their destination
+        }
         let span = info_span!("publish", events = part.len(), attempt = ?attempt);
         let started = Instant::now();
         let answered: Vec<Outcome> = match part {
@@ -118,19 +125,29 @@ pub(super) async fn publish(
             },
         };
         took = started.elapsed();
-        let stopped = answered
-            .iter()
-            .any(|outcome| !outcome.is_about_the_message());
-        for ((at, ..), outcome) in ready.iter().skip(begin).zip(answered) {
+        let (mut stopped, mut refused) = (false, Vec::new());
+        for (place, ((at, entry, _), outcome)) in of_part.iter().zip(answered).enumerate() {
+            match &outcome {
+                // In a batch a refusal comes without a status: alone it has one.
+                Outcome::Rejected { .. } if count > 1 => {
+                    refused.push((begin + place, 1));
+                    continue;
+                }
+                Outcome::UnknownDestination { .. } => {
+                    unknown.insert(entry.event.address.destination.as_str());
+                }
+                outcome => stopped |= !outcome.is_about_the_message(),
+            }
             if let Some(slot) = tried.get_mut(*at) {
                 *slot = Tried::Yes(outcome);
             }
         }
+        parts.extend(refused.into_iter().rev()); // in order: the last part is the next
         if stopped {
             break; // the other parts would fare no better, and wait for their turn
         }
     }
-    drop(messages);
+    drop((messages, unknown));
     drop(ready);
     Published {
         attempt,
