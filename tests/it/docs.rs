@@ -87,3 +87,61 @@ fn the_start_command_of_the_readme_is_accepted() {
     let args = crate::harness::parse(&words[1..]);
     assert!(args.topic.is_some() && args.data_dir.is_some());
 }
+
+#[tokio::test]
+async fn the_example_receiver_verifies_what_qstash_delivers() {
+    use crate::harness::{LONG, QStash};
+    use tokio::io::{AsyncBufReadExt, BufReader};
+
+    // A plain `cargo test` has built it; `cargo test --test it` has not.
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--example", "receiver"])
+        .status();
+    assert!(built.unwrap().success());
+    let receiver = binary().parent().unwrap().join("examples/receiver");
+    let mut process = tokio::process::Command::new(receiver)
+        .env("LISTEN", "127.0.0.1:0")
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let url = lines.next_line().await.unwrap().unwrap();
+    let url = url.strip_prefix("Receiving at ").unwrap();
+
+    let qstash = QStash::start().await;
+    qstash
+        .server
+        .upsert_endpoints("example", &[(None, url)])
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let process =
+        crate::harness::Process::start(&dir, &qstash, None, &["--route", "*=example"]).await;
+    let mut client = crate::harness::Client::connect(process.webhook).await;
+    let answer = client
+        .post("/webhook", r#"{"event":"entry.publish"}"#)
+        .await;
+    let line = tokio::time::timeout(LONG, lines.next_line())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    let id = answer.header("x-event-id").unwrap();
+    assert_eq!(
+        line,
+        format!("entry.publish {id}: 25 bytes, signature verified")
+    );
+
+    // A stranger is refused.
+    let address = url
+        .strip_prefix("http://")
+        .unwrap()
+        .trim_end_matches('/')
+        .parse()
+        .unwrap();
+    let answer = crate::harness::Client::connect(address)
+        .await
+        .post("/", "{}")
+        .await;
+    assert_eq!(answer.status, 401);
+}
