@@ -149,11 +149,12 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 /// An answer of one plain line; an empty text gives an empty body.
 pub(crate) fn plain(status: StatusCode, text: impl Into<String>) -> Answer {
     let text = text.into();
+    let is_empty = text.is_empty();
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    if !is_empty {
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        answer.headers_mut().insert(CONTENT_TYPE, plain);
+    }
     answer
 }
