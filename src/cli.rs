@@ -34,6 +34,9 @@ pub enum Command {
     /// Run everything on one machine, with no account and no network: the sidecar, a QStash
     /// development server, and a catcher that plays the receiving API
     Dev(Box<DevArgs>),
+    /// Print the code that registers the webhook where Strapi runs with NODE_ENV=production, since
+    /// its admin panel refuses local addresses there: strapi-qstash strapi-bootstrap > src/index.js
+    StrapiBootstrap(StrapiBootstrapArgs),
 }
 
 /// The flags of `serve`.
@@ -324,6 +327,23 @@ pub struct DevArgs {
     pub serve: ServeArgs,
 }
 
+/// The flags of `strapi-bootstrap`.
+#[derive(Debug, Clone, Args)]
+pub struct StrapiBootstrapArgs {
+    /// Print it for src/index.ts instead of src/index.js
+    #[arg(long)]
+    pub typescript: bool,
+    /// Where the sidecar listens, the first if there are several: where Strapi posts unless its
+    /// environment says otherwise [default: 127.0.0.1:8787]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "STRAPI_QSTASH_LISTEN",
+        value_delimiter = ','
+    )]
+    pub listen: Vec<String>,
+}
+
 impl ServeArgs {
     /// Whether a flag (`--topic`) was typed, and not set in the environment.
     pub fn is_typed(&self, flag: &str) -> bool {
@@ -383,6 +403,10 @@ mod tests {
         for command in [
             Cli::command(),
             Cli::command().find_subcommand("dev").unwrap().clone(),
+            Cli::command()
+                .find_subcommand("strapi-bootstrap")
+                .unwrap()
+                .clone(),
         ] {
             for arg in command.get_arguments() {
                 assert!(

@@ -72,7 +72,12 @@ impl Mistakes {
         self.0.push(format!("{flag}: {text}"));
     }
 
-    fn check<T>(&mut self, flag: &str, checked: Result<T, impl fmt::Display>) -> Option<T> {
+    /// The checked value, or a mistake more.
+    pub(crate) fn check<T>(
+        &mut self,
+        flag: &str,
+        checked: Result<T, impl fmt::Display>,
+    ) -> Option<T> {
         checked.map_err(|error| self.add(flag, error)).ok()
     }
 }

@@ -3,6 +3,7 @@
 pub mod dev;
 mod logging;
 pub mod serve;
+pub mod strapi_bootstrap;
 mod successor;
 mod supervise;
 

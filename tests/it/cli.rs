@@ -113,6 +113,7 @@ fn wrong_usage_is_2_and_help_is_0() {
         &["--help"][..],
         &["serve", "--help"],
         &["dev", "--help"],
+        &["strapi-bootstrap", "--help"],
         &["--version"],
     ] {
         assert_eq!(run(args).status.code(), Some(0), "{args:?}");
@@ -292,4 +293,24 @@ fn dev_sends_the_sample_through_the_whole_chain() {
         told.contains("signature verified, body identical"),
         "{told}"
     );
+}
+
+#[test]
+fn strapi_bootstrap_prints_the_file_and_nothing_else() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/commands/strapi_bootstrap");
+    for (args, file) in [
+        (&["strapi-bootstrap"][..], "bootstrap.js"),
+        (&["strapi-bootstrap", "--typescript"], "bootstrap.ts"),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(
+            text(&output.stdout),
+            std::fs::read_to_string(format!("{folder}/{file}")).unwrap()
+        );
+        assert_eq!(text(&output.stderr), "", "the hint is for a terminal");
+    }
+    let output = run(&["strapi-bootstrap", "--listen", "nowhere"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("--listen: "));
 }
