@@ -258,3 +258,136 @@ async fn an_event_older_than_it_may_be_is_given_up() {
     );
     app.qstash.wait_for(1, LONG).await;
 }
+
+/// A QStash of a few lines, for what the development server would never do: `answer` is given
+/// each request's path and body, and `None` breaks the connection.
+async fn scripted(
+    answer: impl Fn(&str, &str) -> Option<(u16, String)> + Clone + Send + Sync + 'static,
+) -> std::net::SocketAddr {
+    use http_body_util::{BodyExt, Full};
+    use hyper::body::{Bytes, Incoming};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let answer = answer.clone();
+            let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+                let answer = answer.clone();
+                async move {
+                    let path = request.uri().path().to_owned();
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let (status, text) =
+                        answer(&path, &String::from_utf8_lossy(&body)).ok_or("broken")?;
+                    let answer = hyper::Response::builder()
+                        .status(status)
+                        .body(Full::new(Bytes::from(text)));
+                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer.unwrap())
+                }
+            });
+            let stream = hyper_util::rt::TokioIo::new(stream);
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new().serve_connection(stream, service),
+            );
+        }
+    });
+    address
+}
+
+/// What QStash answers when all is well.
+fn accepted(path: &str, body: &str) -> (u16, String) {
+    if path != "/v2/batch" {
+        return (200, r#"[{"messageId":"msg"}]"#.to_owned());
+    }
+    let items: Vec<serde_json::Value> = serde_json::from_str(body).unwrap();
+    (
+        200,
+        serde_json::to_string(&vec![
+            serde_json::json!([{"messageId": "msg"}]);
+            items.len()
+        ])
+        .unwrap(),
+    )
+}
+
+#[tokio::test]
+async fn an_event_that_breaks_the_connection_is_found_and_holds_back_no_other() {
+    let address =
+        scripted(|path, body| (!body.contains("poison")).then(|| accepted(path, body))).await;
+    let app = TestApp::builder()
+        .flag("--qstash-url", &format!("http://{address}"))
+        .start()
+        .await;
+    let mut client = app.client().await;
+    for n in 0..60 {
+        let body = if n == 20 {
+            r#"{"event":"entry.update","poison":1}"#.to_owned()
+        } else {
+            update(n)
+        };
+        assert_eq!(client.post("/webhook", &body).await.status, 202);
+    }
+    // Others have to pass between its failures, or it could be QStash that is away.
+    let buried = async {
+        for n in 60.. {
+            if app.sidecar.buffer().tally().dead == 1 {
+                return n;
+            }
+            assert_eq!(client.post("/webhook", &update(n)).await.status, 202);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        unreachable!()
+    };
+    let sent = tokio::time::timeout(LONG, buried).await.unwrap();
+    app.wait_until_drained().await;
+    let tally = app.sidecar.buffer().tally();
+    assert_eq!((tally.delivered, tally.dead), (sent as i64 - 1, 1));
+    assert_eq!(
+        app.metric("strapi_qstash_dead_events_total{reason=\"poison\"}")
+            .await,
+        1.0
+    );
+}
+
+#[tokio::test]
+async fn an_event_that_breaks_the_connection_is_kept_while_nothing_else_passes() {
+    let address = scripted(|_, _| None).await;
+    let app = TestApp::builder()
+        .flag("--qstash-url", &format!("http://{address}"))
+        .start()
+        .await;
+    app.post_updates(1).await;
+    let failed = "strapi_qstash_publish_requests_total{outcome=\"failed\"}";
+    let deadline = std::time::Instant::now() + LONG;
+    while app.metric(failed).await < 8.0 {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(app.sidecar.buffer().tally().pending, 1);
+}
+
+#[tokio::test]
+async fn a_batch_refused_with_404_asks_for_the_group_a_few_times_only() {
+    let address =
+        scripted(|_, _| Some((404, r#"{"error":"topic news not found"}"#.to_owned()))).await;
+    let app = TestApp::builder()
+        .flag("--qstash-url", &format!("http://{address}"))
+        .start()
+        .await;
+    app.post_updates(500).await;
+    let held = || async { app.admin("/").await.body.contains("news does not exist") };
+    let deadline = std::time::Instant::now() + LONG;
+    while !held().await {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(app.sidecar.buffer().tally().pending, 500);
+    let asked = app
+        .metric("strapi_qstash_publish_requests_total{outcome=\"ok\"}")
+        .await;
+    assert!(
+        asked < 20.0,
+        "{asked} requests for a group that does not exist"
+    );
+}

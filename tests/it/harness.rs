@@ -147,6 +147,9 @@ impl TestApp {
         if !typed("--qstash-token-file") {
             flags.extend(["--qstash-token".to_owned(), DEVELOPMENT_TOKEN.to_owned()]);
         }
+        if let Some(at) = flags.iter().position(|flag| typed(flag)) {
+            flags.drain(at..at + 2); // another one is given
+        }
         flags.extend(builder.flags.clone());
         let (mut config, _) = Config::from_args(&parse(&flags)).unwrap();
         if let Some(hold) = builder.hold {
