@@ -89,13 +89,14 @@ function layOut(modules) {
     serveAdminPanel: false,
   });
   const middlewares = ['errors', 'security', 'cors', 'query', 'body', 'session', 'favicon', 'public'];
-  settings('middlewares', middlewares.map((name) => `strapi::${name}`));
+  const limits = { jsonLimit: '16mb' }; // an entry may be larger than Strapi takes by itself
+  settings('middlewares', middlewares.map((name) => ({ name: `strapi::${name}`, config: name === 'body' ? limits : {} })));
   write('src/api/article/content-types/article/schema.json', JSON.stringify({
     kind: 'collectionType',
     collectionName: 'articles',
     info: { singularName: 'article', pluralName: 'articles', displayName: 'Article' },
     options: { draftAndPublish: true },
-    attributes: { title: { type: 'string' } },
+    attributes: { title: { type: 'string' }, body: { type: 'text' } },
   }));
   return {
     write,
@@ -137,6 +138,8 @@ async function startStrapi(at, settings, port) {
   const articles = '/content-manager/collection-types/api::article.article';
   return {
     call,
+    ok,
+    kill: () => child.kill('SIGKILL'),
     webhooks: () => ok('GET', '/admin/webhooks'),
     article: () => ok('POST', `${articles}/actions/publish`, { title: 'News' }),
     user: async () => {
@@ -173,10 +176,10 @@ async function stop(child) {
   await until('a process to end', () => child.exitCode !== null || child.signalCode !== null);
 }
 
-async function until(what, condition) {
+async function until(what, condition, progress = () => '') {
   const deadline = Date.now() + LONG;
   while (!(await condition())) {
-    assert(Date.now() < deadline, `waited too long for ${what}`);
+    assert(Date.now() < deadline, `waited too long for ${what} ${progress()}`);
     await new Promise((done) => setTimeout(done, 50));
   }
 }
