@@ -67,8 +67,8 @@ function install() {
   return path.join(at, 'node_modules');
 }
 
-// A Strapi project with one content type.
-function layOut(modules) {
+// A Strapi project with one content type, with or without the admin panel.
+function layOut(modules, { panel = false } = {}) {
   const at = path.join(folder, 'app');
   const write = (file, text) => {
     fs.mkdirSync(path.dirname(path.join(at, file)), { recursive: true });
@@ -86,7 +86,7 @@ function layOut(modules) {
     apiToken: { salt: 'not-secret' },
     transfer: { token: { salt: 'not-secret' } },
     secrets: { encryptionKey: '0123456789abcdef0123456789abcdef' },
-    serveAdminPanel: false,
+    serveAdminPanel: panel,
   });
   const middlewares = ['errors', 'security', 'cors', 'query', 'body', 'session', 'favicon', 'public'];
   const limits = { jsonLimit: '16mb' }; // an entry may be larger than Strapi takes by itself
@@ -100,6 +100,11 @@ function layOut(modules) {
   }));
   return {
     write,
+    buildPanel: (port) => execFileSync(process.execPath, ['node_modules/@strapi/strapi/bin/strapi.js', 'build'], {
+      cwd: at,
+      env: { ...withoutSettings(), PORT: String(port), STRAPI_TELEMETRY_DISABLED: 'true' },
+      stdio: 'inherit',
+    }),
     use: (file, as = 'index.js') => fs.copyFileSync(file, path.join(at, 'src', as)),
     start: (settings, port) => startStrapi(at, settings, port),
     sql(text) {
