@@ -262,7 +262,7 @@ impl Buffer {
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
         {
-            std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder {
+            make_folder(folder).map_err(|source| OpenError::Folder {
                 path: folder.to_owned(),
                 source,
             })?;
@@ -436,6 +436,18 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.to_owned())
         .spawn(work)
         .map_err(OpenError::Thread)
+}
+
+/// Makes a folder that is still there after a power cut: its entry in its parent is synced too.
+fn make_folder(folder: &Path) -> std::io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder)?;
+    let parent = folder
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// A file beside the buffer: `buffer.db` gives `buffer.db.lock`.

@@ -57,6 +57,9 @@ pub enum StoreError {
     /// The file could not be created.
     #[error("could not create the buffer file")]
     Create(#[source] std::io::Error),
+    /// The writer panicked; it starts again.
+    #[error("the writer of the buffer panicked")]
+    Panicked,
     /// SQLite failed.
     #[error("the buffer file could not be used")]
     Sqlite(#[source] rusqlite::Error),

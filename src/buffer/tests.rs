@@ -328,3 +328,18 @@ async fn a_long_log_is_copied_into_the_file_while_events_arrive() {
     );
     assert_eq!(buffer.tally().pending, 3200);
 }
+
+#[tokio::test]
+async fn a_writer_that_panics_starts_again_with_what_was_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    buffer.append(pending("before", "news")).await.unwrap();
+    assert!(buffer.commands.send(Command::Panic).await.is_ok());
+    // Whoever comes in between is told, and can publish straight away.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while buffer.append(pending("after", "news")).await.is_err() {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    assert_eq!(bodies(&buffer).await, ["before", "after"]);
+    assert_eq!(buffer.health().await, Health::Writable);
+}

@@ -5,6 +5,7 @@
 //! ends the connection (after a failed fsync the page cache cannot be trusted), and the
 //! file is opened again from what the disk really holds.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as sync_mpsc};
 use std::time::Duration;
@@ -51,6 +52,8 @@ pub(super) enum Command {
         done: oneshot::Sender<()>,
     },
     Close,
+    #[cfg(test)]
+    Panic,
 }
 
 /// What the writer tells the handles.
@@ -100,7 +103,10 @@ pub(super) fn run(
             tidying: true,
             copying: Copying::start(settings),
         };
-        match writer.serve(&mut commands) {
+        // A panic is a mistake of ours: what was committed stands, and what was not has had no
+        // answer. Without this the sidecar would go on with nobody writing.
+        let served = catch_unwind(AssertUnwindSafe(|| writer.serve(&mut commands)));
+        match served.unwrap_or_else(|_panic| Ended::Failed(Arc::new(StoreError::Panicked))) {
             Ended::Closed => return,
             Ended::Failed(cause) => {
                 error!(
@@ -134,6 +140,8 @@ fn reopen(
                 }
                 Ok(Command::Close) | Err(mpsc::error::TryRecvError::Disconnected) => return None,
                 Ok(Command::Tidy | Command::Probe { .. }) => {}
+                #[cfg(test)]
+                Ok(Command::Panic) => {}
                 Err(mpsc::error::TryRecvError::Empty) => break,
             }
         }
@@ -199,6 +207,8 @@ impl Writer<'_> {
                 Command::Tidy => self.tidying = true,
                 Command::Probe { done } => probes.push(done),
                 Command::Close => close = true,
+                #[cfg(test)]
+                Command::Panic => panic!("as the test wants it"),
             }
         }
         if let Err(full) = self.make_room(&appends)? {

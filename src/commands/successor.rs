@@ -2,6 +2,7 @@
 //! of a supervisor.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -103,13 +104,8 @@ pub(super) async fn start(sockets: &Sockets, role: Role) -> anyhow::Result<Proce
 }
 
 /// Tells whoever started this process that it can take over.
-#[expect(
-    clippy::print_stdout,
-    reason = "it is what the starting process waits for"
-)]
 pub(super) fn say_ready() -> anyhow::Result<()> {
-    println!("{READY}");
-    Ok(())
+    writeln!(std::io::stdout(), "{READY}").context("the starting process is gone")
 }
 
 /// Where the binary of this process is, or the one that has taken its place.

@@ -140,8 +140,21 @@ impl State {
 }
 
 impl Forwarder {
-    /// Publishes until `stop`, then lets what is out come back and be settled.
+    /// Publishes until `stop`, then lets what is out come back and be settled. After a panic, which
+    /// is a mistake of ours, it begins anew with what is on disk.
     pub(crate) async fn run(self) {
+        let (forwarder, tasks) = (Arc::new(self), TaskTracker::new());
+        loop {
+            let running = Arc::clone(&forwarder);
+            match tasks.spawn(async move { running.forward().await }).await {
+                Ok(()) => return,
+                Err(error) => error!(%error, "Forwarder failed, starting it again"),
+            }
+            tokio::time::sleep(BUFFER_PAUSE).await;
+        }
+    }
+
+    async fn forward(&self) {
         // Unbounded, since its content is bounded: at most one report a request or settlement.
         let (reports, mut reported) = mpsc::unbounded_channel();
         let mut state = State {
