@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
@@ -98,6 +99,7 @@ pub(crate) struct Forwarder {
 enum Report {
     Published(Published),
     Settled { count: usize, done: Vec<Seq> },
+    Failed(JoinError),
 }
 
 /// A destination that does not exist: its events stay on disk, one is tried now and then.
@@ -147,14 +149,16 @@ impl Forwarder {
         loop {
             let running = Arc::clone(&forwarder);
             match tasks.spawn(async move { running.forward().await }).await {
-                Ok(()) => return,
-                Err(error) => error!(%error, "Forwarder failed, starting it again"),
+                Ok(Ok(())) => return,
+                Ok(Err(error)) | Err(error) => {
+                    error!(%error, "Forwarder failed, starting it again")
+                }
             }
             tokio::time::sleep(BUFFER_PAUSE).await;
         }
     }
 
-    async fn forward(&self) {
+    async fn forward(&self) -> Result<(), JoinError> {
         // Unbounded, since its content is bounded: at most one report a request or settlement.
         let (reports, mut reported) = mpsc::unbounded_channel();
         let mut state = State {
@@ -172,7 +176,7 @@ impl Forwarder {
         loop {
             if self.stop.is_cancelled() {
                 if state.requests == 0 && state.unsettled == 0 {
-                    return;
+                    return Ok(());
                 }
             } else {
                 self.expire(&mut state);
@@ -188,7 +192,9 @@ impl Forwarder {
                         state.unsettled -= count;
                         done.into_iter().for_each(|seq| state.window.forget(seq));
                     }
-                    None => return, // the state holds a sender: not before it is dropped
+                    // Its events are known to nobody now but the disk.
+                    Some(Report::Failed(error)) => return Err(error),
+                    None => return Ok(()), // the state holds a sender: not before it is dropped
                 },
                 () = self.buffer.appended().notified() => state.more = true,
                 () = sleep_until(wake) => self.look_at_token(&mut state),
@@ -347,10 +353,15 @@ impl Forwarder {
             Arc::clone(&self.client),
             state.reports.clone(),
         );
+        let publishing = self.tasks.spawn(async move {
+            publish::publish(&buffer, &client, entries, attempt, patience).await
+        });
         self.tasks.spawn(async move {
-            let published = publish::publish(&buffer, &client, entries, attempt, patience).await;
+            let report = publishing
+                .await
+                .map_or_else(Report::Failed, Report::Published);
             // The forwarder is only gone when the grace is over: the events stay pending.
-            reports.send(Report::Published(published)).ok();
+            reports.send(report).ok();
         });
     }
 
