@@ -29,7 +29,9 @@ pub enum LockError {
         holder: Option<u32>,
     },
     /// The lock file cannot be used.
-    #[error("could not lock {path}")]
+    #[error(
+        "could not lock {path}; its folder must be there and writable, or choose another with --data-dir"
+    )]
     Io {
         /// The lock file.
         path: PathBuf,

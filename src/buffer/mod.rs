@@ -214,7 +214,7 @@ pub enum AppendError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Its folder could not be made.
-    #[error("could not create the folder {path}")]
+    #[error("could not create the folder {path}; choose another with --data-dir")]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -226,7 +226,9 @@ pub enum OpenError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The file is not usable.
-    #[error("could not open the buffer {path}")]
+    #[error(
+        "could not open the buffer {path}; move the file away, or choose another with --buffer"
+    )]
     Store {
         /// The file.
         path: PathBuf,

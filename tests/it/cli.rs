@@ -236,6 +236,39 @@ async fn a_second_sidecar_on_the_same_buffer_is_refused_and_the_first_goes_on() 
 }
 
 #[test]
+fn a_buffer_that_cannot_be_used_is_told_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let notes = dir.path().join("notes.txt");
+    std::fs::write(&notes, "this is no buffer").unwrap();
+    let notes = notes.to_str().unwrap();
+    for (flag, path) in [
+        ("--buffer", notes.to_owned()),
+        ("--data-dir", format!("{notes}/below")),
+        ("--buffer", "/proc/strapi-qstash.db".to_owned()),
+    ] {
+        let output = run(&[
+            "--listen",
+            "127.0.0.1:0",
+            "--no-admin",
+            "--qstash-token",
+            "x",
+            "--topic",
+            "a",
+            flag,
+            &path,
+        ]);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        let last = told.lines().last().unwrap();
+        assert!(
+            last.contains(&path) && last.contains("choose another with --"),
+            "{told}"
+        );
+    }
+    assert_eq!(std::fs::read_to_string(notes).unwrap(), "this is no buffer");
+}
+
+#[test]
 fn a_port_in_use_is_named_with_its_flag() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
