@@ -391,3 +391,47 @@ async fn a_batch_refused_with_404_asks_for_the_group_a_few_times_only() {
         "{asked} requests for a group that does not exist"
     );
 }
+
+#[tokio::test]
+async fn a_batch_that_is_too_large_is_split_until_it_is_not() {
+    let taken = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&taken);
+    let address = scripted(move |path, body| {
+        let mut numbers: Vec<usize> = Vec::new();
+        if path == "/v2/batch" {
+            let items: Vec<serde_json::Value> = serde_json::from_str(body).unwrap();
+            if items.len() > 10 {
+                return Some((413, "too much".to_owned()));
+            }
+            numbers.extend(
+                items
+                    .iter()
+                    .map(|item| number(item["body"].as_str().unwrap().as_bytes())),
+            );
+        } else {
+            numbers.push(number(body.as_bytes()));
+        }
+        seen.lock().unwrap().extend(numbers);
+        Some(accepted(path, body))
+    })
+    .await;
+    let app = TestApp::builder()
+        .flag("--qstash-url", &format!("http://{address}"))
+        .start()
+        .await;
+    app.post_updates(300).await;
+    app.wait_until_drained().await;
+    let taken = taken.lock().unwrap();
+    assert_eq!(
+        taken.iter().collect::<std::collections::HashSet<_>>().len(),
+        300
+    );
+    assert_eq!(taken.len(), 300, "none goes out twice");
+    for document in 0..10 {
+        assert!(
+            taken.iter().filter(|n| *n % 10 == document).is_sorted(),
+            "document {document} is out of order"
+        );
+    }
+    assert_eq!(app.sidecar.buffer().tally().dead, 0);
+}
