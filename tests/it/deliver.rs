@@ -396,11 +396,19 @@ async fn a_batch_refused_with_404_asks_for_the_group_a_few_times_only() {
 async fn a_batch_that_is_too_large_is_split_until_it_is_not() {
     let taken = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = std::sync::Arc::clone(&taken);
+    // Away until there is a backlog; then it counts the batches that it refuses.
+    let refused = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(usize::MAX));
+    let refusing = std::sync::Arc::clone(&refused);
+    let relaxed = std::sync::atomic::Ordering::Relaxed;
     let address = scripted(move |path, body| {
+        if refusing.load(relaxed) == usize::MAX {
+            return None;
+        }
         let mut numbers: Vec<usize> = Vec::new();
         if path == "/v2/batch" {
             let items: Vec<serde_json::Value> = serde_json::from_str(body).unwrap();
             if items.len() > 10 {
+                refusing.fetch_add(1, relaxed);
                 return Some((413, "too much".to_owned()));
             }
             numbers.extend(
@@ -420,7 +428,9 @@ async fn a_batch_that_is_too_large_is_split_until_it_is_not() {
         .start()
         .await;
     app.post_updates(300).await;
+    refused.store(0, relaxed);
     app.wait_until_drained().await;
+    assert!(refused.load(relaxed) > 0, "no batch was too large");
     let taken = taken.lock().unwrap();
     assert_eq!(
         taken.iter().collect::<std::collections::HashSet<_>>().len(),
