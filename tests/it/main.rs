@@ -20,7 +20,7 @@ mod accept;
 mod admin;
 /// The command line: mistakes, help, `dev`.
 mod cli;
-/// Process death: what was answered 202 arrives.
+/// Process death with answers lost. Kills at random moments are in `tests/faults`.
 mod crash;
 /// What goes to QStash: headers, options, batches, queues, held destinations.
 mod deliver;
@@ -30,6 +30,7 @@ mod docs;
 mod drain;
 /// The buffer at its limit.
 mod full;
+#[path = "../harness/mod.rs"]
 mod harness;
 /// QStash away, refusing or limiting.
 mod outage;

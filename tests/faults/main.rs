@@ -1,0 +1,67 @@
+//! Tries to break the one promise: that an event which was answered 202 is delivered.
+//!
+//! `cargo test` runs every fault for a short while. The long form prints a table:
+//!
+//! ```sh
+//! STRAPI_QSTASH_FAULTS=long cargo test --release --test faults
+//! ```
+//!
+//! A word after `--` picks faults by name, such as `-- kill`. Each fault is a function that
+//! takes a [`Scale`] and gives a [`Report`]; it fails when an event is lost or is there twice.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test has no sidecar whose tracker could own its tasks"
+)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "figures are for whoever reads the test's output"
+)]
+
+#[path = "../harness/mod.rs"]
+#[allow(dead_code, reason = "shared with the other tests, which use the rest")]
+mod harness;
+/// Process death: the sidecar killed at any moment.
+mod kill;
+mod report;
+
+use std::sync::{Arc, Mutex};
+
+use libtest_mimic::{Arguments, Trial};
+
+use report::{Report, Scale, Table};
+
+/// A fault by its name, as the table shows it.
+type Fault = (&'static str, fn(Scale) -> Report);
+
+const FAULTS: &[Fault] = &[("kill -9 under mixed load", kill::under_mixed_load)];
+
+fn main() -> std::process::ExitCode {
+    let scale = Scale::from_environment();
+    let mut arguments = Arguments::from_args();
+    if scale == Scale::Long {
+        // One after the other, so that no fault's load slows down another's recovery.
+        arguments.test_threads = Some(1);
+    }
+    let table = Arc::new(Mutex::new(Table::default()));
+    let trials = FAULTS.iter().map(|(name, run)| {
+        let table = Arc::clone(&table);
+        Trial::test(*name, move || {
+            let report = run(scale);
+            println!("{name}: {report}");
+            table.lock().unwrap().add(name, &report);
+            report.verdict().map_err(Into::into)
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let table = table.lock().unwrap();
+    if !arguments.list && !table.is_empty() {
+        println!("{table}");
+    }
+    conclusion.exit_code()
+}
