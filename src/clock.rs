@@ -72,6 +72,15 @@ impl Timestamp {
     }
 }
 
+impl Timestamp {
+    /// `20251123T121320Z`: to the second, for the names of files.
+    pub fn to_file_name(self) -> String {
+        let text = self.to_string();
+        let (seconds, _) = text.split_once('.').unwrap_or((&text, ""));
+        format!("{}Z", seconds.replace(['-', ':'], ""))
+    }
+}
+
 /// RFC 3339 with milliseconds, in UTC.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,6 +110,10 @@ mod tests {
         assert_eq!(
             Timestamp::from_millis(1_763_900_000_123).to_string(),
             "2025-11-23T12:13:20.123Z"
+        );
+        assert_eq!(
+            Timestamp::from_millis(1_763_900_000_123).to_file_name(),
+            "20251123T121320Z"
         );
         assert_eq!(
             Timestamp::from_millis(-1).to_string(),

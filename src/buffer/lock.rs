@@ -4,8 +4,8 @@
 //! of the process on that file is closed. The lock ends with the process, however it ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,11 @@ pub enum LockError {
 
 /// Holds the lock until it is dropped.
 #[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File);
+pub(super) struct Lock {
+    file: File,
+    path: PathBuf,
+    was_signed: bool,
+}
 
 /// Takes the lock, waiting for another holder to let go of it.
 pub(super) fn take(buffer: &Path, wait: Duration) -> Result<Lock, LockError> {
@@ -52,14 +56,7 @@ pub(super) fn take(buffer: &Path, wait: Duration) -> Result<Lock, LockError> {
         path: path.clone(),
         source,
     };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
+    let file = open(&path).map_err(failed)?;
     let deadline = Instant::now() + wait;
     let tried = loop {
         match file.try_lock() {
@@ -69,28 +66,64 @@ pub(super) fn take(buffer: &Path, wait: Duration) -> Result<Lock, LockError> {
             tried => break tried,
         }
     };
+    let signed = signature(&file);
     match tried {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let holder = file
-                .read_to_string(&mut pid)
-                .ok()
-                .and_then(|_| pid.trim().parse().ok());
-            return Err(LockError::Held {
-                buffer: buffer.to_owned(),
-                holder,
-            });
+        Ok(()) => Ok(Lock {
+            was_signed: signed.is_some(),
+            file,
+            path,
+        }),
+        Err(TryLockError::WouldBlock) => Err(LockError::Held {
+            buffer: buffer.to_owned(),
+            holder: signed.flatten(),
+        }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// One that is there can be locked on a file system that takes no more writes.
+fn open(path: &Path) -> std::io::Result<File> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path);
+    match opened {
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => File::open(path),
+        opened => opened,
+    }
+}
+
+/// Who signed it: `None` for nobody, `Some(None)` where that is not legible.
+fn signature(file: &File) -> Option<Option<u32>> {
+    let mut text = [0; SIGNATURE];
+    let read = file.read_at(&mut text, 0).unwrap_or(0);
+    let text = text.get(..read).filter(|text| !text.is_empty())?;
+    Some(
+        std::str::from_utf8(text)
+            .ok()
+            .and_then(|pid| pid.trim().parse().ok()),
+    )
+}
+
+/// Bytes of a signature. Each has the same length, so that signing needs no room on the disk.
+const SIGNATURE: usize = 11;
+
+impl Lock {
+    /// Whether a sidecar has used the buffer beside it before.
+    pub(super) fn was_signed(&self) -> bool {
+        self.was_signed
+    }
+
+    /// Says that the buffer beside it is in use, and by which process.
+    pub(super) fn sign(&mut self) {
+        self.was_signed = true;
+        let text = format!("{:<10}\n", std::process::id());
+        if let Err(error) = self.file.write_all_at(text.as_bytes(), 0) {
+            // Only for the message above, and for telling a damaged buffer from another file.
+            tracing::debug!(%error, path = %self.path.display(), "Could not sign the lock file");
         }
-        Err(TryLockError::Error(source)) => return Err(failed(source)),
     }
-    // Only for the message above: a disk that is full must not keep the sidecar from starting.
-    let written = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    if let Err(error) = written {
-        tracing::debug!(%error, path = %path.display(), "Could not write the process id into the lock file");
-    }
-    Ok(Lock(file))
 }

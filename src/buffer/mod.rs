@@ -8,7 +8,11 @@
 //! gathers for the next, so a busy buffer pays one fdatasync for many events and a quiet one
 //! delays none. One thread reads, one copies the log into the file. SQL is in `store` only.
 
+mod checkpoint;
 mod lock;
+mod opening;
+mod record;
+mod reserve;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -20,14 +24,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use self::lock::LockError;
+use self::opening::{Left, Opener};
+pub use self::record::{
+    Address, Fate, NewEvent, Pending, Seq, Settlement, StoredBody, StoredPayload, Tally, Verdict,
+};
+use self::store::Reader;
 pub use self::store::StoreError;
-use self::store::{Reader, Store};
 use self::writer::{Command, Shared};
 use crate::clock::Timestamp;
-use crate::event::{Event, EventId, Facts, Payload};
 
 /// Appends and settlements that may wait for the writer. Beyond it callers wait: Strapi has
 /// five requests in flight, so this is only reached by other senders.
@@ -39,7 +47,7 @@ const WAITING_READS: usize = 64;
 /// Where and how much is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The buffer file. `-wal`, `-shm` and `.lock` lie beside it.
+    /// The buffer file. `-wal`, `-shm`, `.lock` and `.reserve` lie beside it.
     pub path: PathBuf,
     /// Most bytes of the file that events may use; beyond it [`AppendError::Full`].
     pub max_bytes: u64,
@@ -48,136 +56,6 @@ pub struct Settings {
     /// How long to wait for another sidecar to let go of the buffer: a successor is started
     /// before its predecessor has ended.
     pub wait_for_lock: Duration,
-}
-
-/// The place of an event in the order of arrival.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Seq(i64);
-
-impl Seq {
-    /// Before all events.
-    pub const START: Self = Self(0);
-
-    /// As it is stored and shown.
-    pub const fn raw(self) -> i64 {
-        self.0
-    }
-
-    #[cfg(test)]
-    pub(crate) const fn from_raw(raw: i64) -> Self {
-        Self(raw)
-    }
-}
-
-/// Where an event goes, as text: the buffer does not read it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Address {
-    /// The destination; events with equal texts are held together.
-    pub destination: String,
-    /// Delivery options of the route it took.
-    pub options: String,
-}
-
-/// An event to append.
-#[derive(Debug)]
-pub struct NewEvent {
-    /// The event.
-    pub event: Event,
-    /// Where it goes; `None` for a dead letter without a route.
-    pub address: Option<Address>,
-    /// What is known of it already.
-    pub fate: Fate,
-}
-
-/// In which state an event enters the buffer.
-#[derive(Debug)]
-pub enum Fate {
-    /// To be published; `failed` says why a first attempt did not succeed.
-    Pending {
-        /// The first attempt's failure.
-        failed: Option<String>,
-    },
-    /// Published already, before it came here.
-    Delivered {
-        /// QStash's message ids.
-        message_ids: Vec<String>,
-    },
-    /// Cannot be published.
-    Dead {
-        /// Why not.
-        reason: String,
-        /// Attempts made.
-        attempts: u32,
-    },
-}
-
-/// A pending event, without its bytes.
-#[derive(Debug, Clone)]
-pub struct Pending {
-    /// Its place in the order of arrival.
-    pub seq: Seq,
-    /// Our name for it.
-    pub id: EventId,
-    /// When it came.
-    pub received_at: Timestamp,
-    /// What was read from its body.
-    pub facts: Facts,
-    /// Where it goes.
-    pub address: Address,
-    /// Bytes of the body.
-    pub size: u64,
-    /// Whether headers and body are UTF-8, as a batch needs it.
-    pub is_text: bool,
-    /// Attempts so far.
-    pub attempts: u32,
-    /// How often it was replayed by hand.
-    pub replays: u32,
-    /// Not before this.
-    pub due_at: Timestamp,
-}
-
-/// What became of a pending event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settlement {
-    /// Which.
-    pub seq: Seq,
-    /// What.
-    pub verdict: Verdict,
-}
-
-/// The outcome of an attempt, as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// QStash has it.
-    Delivered {
-        /// QStash's message ids.
-        message_ids: Vec<String>,
-    },
-    /// Stays pending.
-    Postponed {
-        /// Not before this.
-        due_at: Timestamp,
-        /// Why it was not delivered.
-        reason: String,
-    },
-    /// A dead letter.
-    Dead {
-        /// Why.
-        reason: String,
-        /// Whether an attempt was made for it (an event can die of age alone).
-        attempted: bool,
-    },
-}
-
-/// How many events are in each state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
-    /// To be published.
-    pub pending: i64,
-    /// Published, kept as history.
-    pub delivered: i64,
-    /// Dead letters.
-    pub dead: i64,
 }
 
 /// Whether events can be made durable.
@@ -224,7 +102,7 @@ pub enum OpenError {
     },
     /// Another sidecar has it, or the lock file cannot be used.
     #[error(transparent)]
-    Lock(#[from] LockError),
+    Lock(LockError),
     /// The file is not usable.
     #[error(
         "could not open the buffer {path}; move the file away, or choose another with --buffer"
@@ -252,12 +130,17 @@ pub struct Buffer {
 
 /// What the reader is asked: to read something, or to end.
 enum Asked {
-    Read(Box<dyn FnOnce(&Reader) + Send>),
+    Read(Read),
     Close,
 }
 
+/// Says whether the file turned out to be damaged.
+type Read = Box<dyn FnOnce(Result<&Reader, StoreError>) -> bool + Send>;
+
 impl Buffer {
-    /// Opens the buffer, or creates it. Refused while another sidecar has it.
+    /// Opens the buffer, or creates it. Refused while another sidecar has it, and for what only
+    /// a person can mend. A disk that does not work is no reason to refuse: the buffer is
+    /// [`Health::Failed`] then, until it works.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let path = settings.path.as_path();
         if let Some(folder) = path
@@ -269,26 +152,43 @@ impl Buffer {
                 source,
             })?;
         }
-        let lock = lock::take(path, settings.wait_for_lock)?;
-        let failed = |source| OpenError::Store {
-            path: path.to_owned(),
-            source,
+        let mut opener = Opener::new(settings);
+        let shared = Arc::new(Shared::default());
+        let opened = match opener.open(&mut Left::Closed) {
+            Ok((store, tally)) => {
+                shared.opened(tally);
+                Ok(store)
+            }
+            Err(error) if opening::is_a_mistake(&error) => {
+                return Err(match error {
+                    StoreError::Lock(error) => OpenError::Lock(error),
+                    source => OpenError::Store {
+                        path: path.to_owned(),
+                        source,
+                    },
+                });
+            }
+            Err(error) => {
+                shared.failed(&error);
+                Err(error)
+            }
         };
-        let store = Store::open(path, !settings.keep_delivered.is_zero()).map_err(failed)?;
-        let reader = Reader::open(path).map_err(failed)?;
-        let tally = reader.tally().map_err(failed)?;
 
         let (commands, waiting) = mpsc::channel(WAITING_COMMANDS);
         let (reads, asked) = mpsc::channel(WAITING_READS);
-        let shared = Arc::new(Shared::new(tally));
         let writer = {
             let (shared, settings) = (Arc::clone(&shared), settings.clone());
             spawn("buffer-writer", move || {
-                writer::run(store, waiting, &shared, &settings);
-                drop(lock);
+                writer::run(opened, opener, waiting, &shared, &settings);
             })?
         };
-        let reader = spawn("buffer-reader", move || run_reader(&reader, asked))?;
+        let reader = {
+            let (shared, path, commands) =
+                (Arc::clone(&shared), path.to_owned(), commands.downgrade());
+            spawn("buffer-reader", move || {
+                run_reader(&path, asked, &shared, &commands);
+            })?
+        };
         Ok(Self {
             commands,
             reads,
@@ -377,26 +277,58 @@ impl Buffer {
     ) -> Result<Vec<Pending>, StoreError> {
         self.read(move |reader| reader.pending(after, &held, limit))
             .await
-            .unwrap_or_else(|| Ok(Vec::new()))
     }
 
     /// The oldest pending event for a destination.
     pub async fn first_for(&self, destination: String) -> Result<Option<Pending>, StoreError> {
         self.read(move |reader| reader.first_for(&destination))
             .await
-            .unwrap_or(Ok(None))
     }
 
-    /// The bytes of these events; one that is gone is left out.
-    pub async fn payloads(&self, seqs: Vec<Seq>) -> Result<Vec<(Seq, Payload)>, StoreError> {
-        self.read(move |reader| reader.payloads(&seqs))
-            .await
-            .unwrap_or_else(|| Ok(Vec::new()))
+    /// The bytes of an event; `None` when it is gone.
+    pub async fn payload(&self, seq: Seq) -> Result<Option<StoredPayload>, StoreError> {
+        self.read(move |reader| reader.payload(seq)).await
+    }
+
+    /// The bytes of these events, in their order; one that is gone is left out. `None` in place
+    /// of the bytes: the others can be read and these cannot, for now.
+    pub async fn payloads(
+        &self,
+        seqs: Vec<Seq>,
+    ) -> Result<Vec<(Seq, Option<StoredPayload>)>, StoreError> {
+        let read = seqs.clone();
+        let all = self.read(move |reader| {
+            let payload = |seq| Ok(reader.payload(seq)?.map(|payload| (seq, Some(payload))));
+            read.into_iter()
+                .filter_map(|seq| payload(seq).transpose())
+                .collect()
+        });
+        let error = match all.await {
+            Ok(all) => return Ok(all),
+            Err(error) => error,
+        };
+        // One by one, to find which can be read: one bad sector must not hold back the rest.
+        let (mut found, mut is_readable) = (Vec::with_capacity(seqs.len()), false);
+        for seq in seqs {
+            match self.payload(seq).await {
+                Ok(payload) => {
+                    is_readable = true;
+                    found.extend(payload.map(|payload| (seq, Some(payload))));
+                }
+                Err(_) => found.push((seq, None)),
+            }
+        }
+        if is_readable { Ok(found) } else { Err(error) }
+    }
+
+    /// A piece of a large body; `None` when the event is gone.
+    pub async fn piece(&self, seq: Seq, number: u32) -> Result<Option<Bytes>, StoreError> {
+        self.read(move |reader| reader.piece(seq, number)).await
     }
 
     /// When the oldest pending event came.
     pub async fn oldest_pending(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.read(Reader::oldest_pending).await.unwrap_or(Ok(None))
+        self.read(Reader::oldest_pending).await
     }
 
     /// Ends the threads, after what they were given. From then on nothing is taken or read.
@@ -416,20 +348,43 @@ impl Buffer {
 
     async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Reader) -> T + Send + 'static,
-    ) -> Option<T> {
+        read: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let read = Box::new(move |reader: &Reader| {
-            answer.send(read(reader)).ok(); // whoever asked may have gone
+        let read = Box::new(move |reader: Result<&Reader, StoreError>| {
+            let result = reader.and_then(read);
+            let is_damaged = result.as_ref().is_err_and(StoreError::is_damage);
+            answer.send(result).ok(); // whoever asked may have gone
+            is_damaged
         });
-        self.reads.send(Asked::Read(read)).await.ok()?;
-        answered.await.ok()
+        let sent = self.reads.send(Asked::Read(read)).await;
+        sent.map_err(|_closed| StoreError::NotOpen)?;
+        answered.await.map_err(|_closed| StoreError::NotOpen)?
     }
 }
 
-fn run_reader(reader: &Reader, mut asked: mpsc::Receiver<Asked>) {
+/// Reads on a connection of its own, which follows the writer to each new file.
+fn run_reader(
+    path: &Path,
+    mut asked: mpsc::Receiver<Asked>,
+    shared: &Shared,
+    commands: &mpsc::WeakSender<Command>,
+) {
+    let mut open: Option<(u64, Reader)> = None;
     while let Some(Asked::Read(read)) = asked.blocking_recv() {
-        read(reader);
+        let generation = shared.generation.load(Ordering::Acquire);
+        let reader = match open.take_if(|(opened, _)| *opened == generation) {
+            Some(reader) => Ok(reader),
+            None if generation == 0 => Err(StoreError::NotOpen),
+            None => Reader::open(path).map(|reader| (generation, reader)),
+        };
+        let is_damaged = match reader {
+            Ok(reader) => read(Ok(&open.insert(reader).1)),
+            Err(error) => read(Err(error)),
+        };
+        if let (true, Some(commands)) = (is_damaged, commands.upgrade()) {
+            commands.blocking_send(Command::Damaged { generation }).ok(); // it is closed
+        }
     }
 }
 

@@ -6,14 +6,17 @@
 //! file is opened again from what the disk really holds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc as sync_mpsc};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use super::store::{Checkpointer, Store, StoreError};
+use super::checkpoint::Copying;
+use super::opening::{Failure, Left, Opener};
+use super::reserve::{Disk, Reserve};
+use super::store::{Store, StoreError};
 use super::{AppendError, Fate, Health, NewEvent, Settings, Settlement, Tally};
 use crate::clock;
 
@@ -21,21 +24,18 @@ use crate::clock;
 /// the fdatasync is spread thinly enough at this.
 const MAX_GROUP: usize = 256;
 
-/// Frames of the log after which it is copied into the file, by the checkpointer.
-const CHECKPOINT_FRAMES: u32 = 4_000;
-
-/// How many frames the writer copies itself to let the log begin anew; with more, the
-/// checkpointer goes once more.
-const FINISH_FRAMES: u32 = 1_000;
-
-/// A log this long is finished by the writer whatever it costs, so that it stays bounded.
-const LONGEST_LOG: u32 = 16_000;
-
-/// How often a writer that waits for a pass looks whether it is over.
-const PASS_LOOK: Duration = Duration::from_millis(1);
+/// How often a writer that waits for the opening looks whether it is over, and answers whoever
+/// waits meanwhile.
+const OPEN_LOOK: Duration = Duration::from_millis(2);
 
 /// Between two tries to open the file again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(200);
+
+/// Between two tries to take the reserve back.
+const RESERVE_LOOK: Duration = Duration::from_millis(500);
+
+/// What must fit for the buffer to count as writable.
+const TYPICAL_EVENT: u64 = 4096;
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -51,6 +51,10 @@ pub(super) enum Command {
     Probe {
         done: oneshot::Sender<()>,
     },
+    /// The reader found the file damaged that was opened so many times.
+    Damaged {
+        generation: u64,
+    },
     Close,
     #[cfg(test)]
     Panic,
@@ -62,18 +66,23 @@ pub(super) struct Shared {
     pub(super) tally: Mutex<Tally>,
     pub(super) appended: Notify,
     pub(super) accepted: AtomicU64,
+    /// Counts the times that the file was opened; 0 before the first.
+    pub(super) generation: AtomicU64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            health: watch::Sender::new(Health::Writable),
+            tally: Mutex::default(),
+            appended: Notify::new(),
+            accepted: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Shared {
-    pub(super) fn new(tally: Tally) -> Self {
-        Self {
-            health: watch::Sender::new(Health::Writable),
-            tally: Mutex::new(tally),
-            appended: Notify::new(),
-            accepted: AtomicU64::new(0),
-        }
-    }
-
     /// Each change is logged once, here, and not at each event that meets it.
     fn set_health(&self, health: Health) {
         let changed = self
@@ -86,42 +95,62 @@ impl Shared {
             Health::Failed => error!("Buffer cannot be used, events are published straight away"),
         }
     }
+
+    pub(super) fn failed(&self, cause: &StoreError) {
+        error!(
+            error = cause as &dyn std::error::Error,
+            "Buffer failed, opening it again"
+        );
+        self.set_health(Health::Failed);
+    }
+
+    pub(super) fn opened(&self, tally: Tally) {
+        self.set_tally(tally);
+        self.generation.fetch_add(1, Ordering::Release);
+        self.set_health(Health::Writable);
+    }
+
+    fn set_tally(&self, tally: Tally) {
+        *self.tally.lock().unwrap_or_else(PoisonError::into_inner) = tally;
+    }
 }
 
 /// Runs until it is told to close or all handles are gone.
 pub(super) fn run(
-    mut store: Store,
+    opened: Result<Store, StoreError>,
+    mut opener: Opener,
     mut commands: mpsc::Receiver<Command>,
     shared: &Shared,
     settings: &Settings,
 ) {
+    let (mut opened, mut left) = (opened.map_err(Arc::new), Left::Closed);
     loop {
-        let mut writer = Writer {
-            store,
-            shared,
-            settings,
-            tidying: true,
-            copying: Copying::start(settings),
+        let store = match opened {
+            Ok(store) => store,
+            Err(cause) => match reopen(&mut commands, &mut opener, left, cause) {
+                Some((store, tally)) => {
+                    shared.opened(tally);
+                    store
+                }
+                None => return,
+            },
         };
+        let mut writer = Writer::new(store, &mut opener.reserve, shared, settings);
         // A panic is a mistake of ours: what was committed stands, and what was not has had no
         // answer. Without this the sidecar would go on with nobody writing.
         let served = catch_unwind(AssertUnwindSafe(|| writer.serve(&mut commands)));
-        match served.unwrap_or_else(|_panic| Ended::Failed(Arc::new(StoreError::Panicked))) {
-            Ended::Closed => return,
-            Ended::Failed(cause) => {
-                error!(
-                    error = &*cause as &dyn std::error::Error,
-                    "Commit failed, opening the buffer again"
-                );
-                shared.set_health(Health::Failed);
-                drop(writer);
-                match reopen(&mut commands, settings, cause) {
-                    Some(reopened) => store = reopened,
-                    None => return,
-                }
-                shared.set_health(Health::Writable);
-            }
-        }
+        let cause = match served {
+            Ok(Ended::Closed) => return,
+            Ok(Ended::Failed(cause)) => cause,
+            Err(_panic) => Arc::new(StoreError::Panicked),
+        };
+        shared.failed(&cause);
+        left = match &*cause {
+            StoreError::Moved => Left::Moved(Box::new(writer.into_store())),
+            error if error.is_damage() => Left::Damaged,
+            _ => Left::Failed,
+        };
+        opened = Err(cause);
     }
 }
 
@@ -129,27 +158,45 @@ pub(super) fn run(
 /// so that events are published straight away. `None` when the buffer was closed.
 fn reopen(
     commands: &mut mpsc::Receiver<Command>,
-    settings: &Settings,
+    opener: &mut Opener,
+    mut left: Left,
     mut cause: Failure,
-) -> Option<Store> {
+) -> Option<(Store, Tally)> {
     loop {
-        loop {
-            match commands.try_recv() {
-                Ok(Command::Append { done, .. } | Command::Settle { done, .. }) => {
-                    done.send(Err(AppendError::Commit(Arc::clone(&cause)))).ok(); // the caller may have gone
-                }
-                Ok(Command::Close) | Err(mpsc::error::TryRecvError::Disconnected) => return None,
-                Ok(Command::Tidy | Command::Probe { .. }) => {}
-                #[cfg(test)]
-                Ok(Command::Panic) => {}
-                Err(mpsc::error::TryRecvError::Empty) => break,
+        // Apart, since to carry over a large file takes its time.
+        let opened = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| opener.open(&mut left));
+            while !opening.is_finished() {
+                refuse(commands, &cause)?;
+                std::thread::park_timeout(OPEN_LOOK);
             }
-        }
-        match Store::open(&settings.path, !settings.keep_delivered.is_zero()) {
-            Ok(store) => return Some(store),
+            Some(opening.join().unwrap_or(Err(StoreError::Panicked)))
+        })?;
+        match opened {
+            Ok(opened) => return Some(opened),
             Err(error) => cause = Arc::new(error),
         }
-        std::thread::park_timeout(REOPEN_PAUSE);
+        let pause = Instant::now() + REOPEN_PAUSE;
+        while Instant::now() < pause {
+            refuse(commands, &cause)?;
+            std::thread::park_timeout(OPEN_LOOK);
+        }
+    }
+}
+
+/// Answers whoever waits. `None` when the buffer was closed.
+fn refuse(commands: &mut mpsc::Receiver<Command>, cause: &Failure) -> Option<()> {
+    loop {
+        match commands.try_recv() {
+            Ok(Command::Append { done, .. } | Command::Settle { done, .. }) => {
+                done.send(Err(AppendError::Commit(Arc::clone(cause)))).ok(); // the caller may have gone
+            }
+            Ok(Command::Close) | Err(mpsc::error::TryRecvError::Disconnected) => return None,
+            Ok(Command::Tidy | Command::Probe { .. } | Command::Damaged { .. }) => {}
+            #[cfg(test)]
+            Ok(Command::Panic) => {}
+            Err(mpsc::error::TryRecvError::Empty) => return Some(()),
+        }
     }
 }
 
@@ -160,16 +207,42 @@ enum Ended {
 
 struct Writer<'a> {
     store: Store,
+    reserve: &'a mut Reserve,
     shared: &'a Shared,
     settings: &'a Settings,
     /// Whether there may be history to remove or free pages to give back.
     tidying: bool,
     copying: Copying,
+    /// The reserve is not tried to be taken back before this.
+    reserve_look: Instant,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(
+        store: Store,
+        reserve: &'a mut Reserve,
+        shared: &'a Shared,
+        settings: &'a Settings,
+    ) -> Self {
+        let copying = Copying::start(settings, reserve.bytes());
+        Self {
+            store,
+            reserve,
+            shared,
+            settings,
+            tidying: true,
+            copying,
+            reserve_look: Instant::now(),
+        }
+    }
+
+    fn into_store(self) -> Store {
+        self.store
+    }
+
     fn serve(&mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
         let mut group = Vec::with_capacity(MAX_GROUP);
+        self.take_reserve();
         loop {
             if self.tidying && commands.is_empty() {
                 match self.tidy_step() {
@@ -190,8 +263,10 @@ impl Writer<'_> {
                 Ok(true) => return Ended::Closed,
                 Err(error) => return Ended::Failed(error),
             }
-            if let Err(error) = self.copying.step(&self.store) {
-                return Ended::Failed(error.into());
+            match self.copying.step(&self.store, self.reserve.is_held()) {
+                // The log cannot be copied now; it is where it was.
+                Ok(()) | Err(StoreError::DiskFull) => {}
+                Err(error) => return Ended::Failed(error.into()),
             }
         }
     }
@@ -204,8 +279,17 @@ impl Writer<'_> {
             match command {
                 Command::Append { event, done } => appends.push((event, done)),
                 Command::Settle { settlements, done } => settles.push((settlements, done)),
-                Command::Tidy => self.tidying = true,
+                Command::Tidy => {
+                    self.tidying = true;
+                    self.take_reserve();
+                }
                 Command::Probe { done } => probes.push(done),
+                Command::Damaged { generation }
+                    if generation == self.shared.generation.load(Ordering::Acquire) =>
+                {
+                    return Err(Arc::new(StoreError::Unreadable));
+                }
+                Command::Damaged { .. } => {} // of a file that was left already
                 Command::Close => close = true,
                 #[cfg(test)]
                 Command::Panic => panic!("as the test wants it"),
@@ -238,24 +322,17 @@ impl Writer<'_> {
             .iter()
             .flat_map(|(settlements, _)| settlements)
             .collect();
-        let appended = self
-            .store
-            .commit(&events, &settlements, clock::now())
-            .map_err(Arc::new);
+        let appended = self.write(&events, &settlements);
         let settled = match &appended {
             // What was delivered needs little room, and makes some.
-            Err(failure) if is_full(failure) && !appends.is_empty() && !settles.is_empty() => self
-                .store
-                .commit(&[], &settlements, clock::now())
-                .map_err(Arc::new),
+            Err(failure) if is_full(failure) && !settles.is_empty() => {
+                self.make_do()?;
+                self.write(&[], &settlements)
+            }
             other => other.clone(),
         };
         if let Ok(tally) = settled {
-            *self
-                .shared
-                .tally
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = tally;
+            self.shared.set_tally(tally);
         }
         match &appended {
             Ok(_) if !appends.is_empty() => {
@@ -282,7 +359,20 @@ impl Writer<'_> {
         }
     }
 
-    /// Whether these fit under the limit; history goes first when they do not.
+    /// Durable when it returns, in files that the next start will find.
+    fn write(
+        &mut self,
+        events: &[&NewEvent],
+        settlements: &[&Settlement],
+    ) -> Result<Tally, Failure> {
+        let tally = self.store.commit(events, settlements, clock::now())?;
+        match self.store.is_in_place() {
+            true => Ok(tally),
+            false => Err(Arc::new(StoreError::Moved)),
+        }
+    }
+
+    /// Whether these fit under the limit and onto the disk; history goes first when they do not.
     fn make_room(
         &mut self,
         appends: &[Waiting<Box<NewEvent>>],
@@ -296,31 +386,89 @@ impl Writer<'_> {
             .iter()
             .map(|(event, _)| event.event.payload.body.len() + ROW_BYTES)
             .sum();
+        let incoming = incoming as u64;
+        if !self.reserve.is_held() && !self.take_reserve() {
+            return Ok(Err(AppendError::Commit(Arc::new(StoreError::DiskFull))));
+        }
         let limit_bytes = self.settings.max_bytes;
         loop {
             let used_bytes = self.store.used_bytes()?;
-            if used_bytes.saturating_add(incoming as u64) <= limit_bytes {
-                return Ok(Ok(()));
-            }
-            match self.store.purge(clock::now().plus(Duration::from_secs(1))) {
-                Ok(true) => {}
-                Ok(false) | Err(StoreError::DiskFull) => {
-                    return Ok(Err(AppendError::Full {
-                        used_bytes,
-                        limit_bytes,
-                    }));
+            let full = if used_bytes.saturating_add(incoming) > limit_bytes {
+                AppendError::Full {
+                    used_bytes,
+                    limit_bytes,
                 }
-                Err(error) => return Err(error.into()),
+            } else if self.disk_takes(incoming)? {
+                return Ok(Ok(()));
+            } else {
+                AppendError::Commit(Arc::new(StoreError::DiskFull))
+            };
+            if !self.forget_some_history()? {
+                return Ok(Err(full));
             }
         }
+    }
+
+    /// Whether so many bytes more can be committed and copied into the file. Asked before, since
+    /// what is committed and cannot be copied would take the room from what is to be settled.
+    fn disk_takes(&self, incoming: u64) -> Result<bool, Failure> {
+        let Some(disk) = Disk::of(&self.settings.path) else {
+            return Ok(true); // it does not tell: the commit will
+        };
+        // Looking closer is not worth it then.
+        const PLENTY: u64 = 256 << 20;
+        Ok(disk.free >= PLENTY + 4 * incoming || disk.free >= self.store.growth(incoming)?)
+    }
+
+    /// Removes a little of the history, whatever its age; whether there was any.
+    fn forget_some_history(&mut self) -> Result<bool, Failure> {
+        let all = clock::now().plus(Duration::from_secs(24 * 3600)); // also of a clock that went back
+        match self.store.purge(all) {
+            Err(StoreError::DiskFull) => Ok(false),
+            purged => Ok(purged?),
+        }
+    }
+
+    /// On a full disk: room for what is to be settled.
+    fn make_do(&mut self) -> Result<(), Failure> {
+        if self.reserve.give_up() {
+            warn!("The disk is full, the reserve is given up so that events go on being published");
+        }
+        match self.store.finish_checkpoint() {
+            Ok(()) | Err(StoreError::DiskFull) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Settled events are a little longer than pending ones.
+        self.forget_some_history()?;
+        Ok(())
+    }
+
+    /// Takes the reserve back, if there is room again; whether it is held.
+    fn take_reserve(&mut self) -> bool {
+        let now = Instant::now();
+        if self.reserve.is_held() || now < self.reserve_look {
+            return self.reserve.is_held();
+        }
+        self.reserve_look = now + RESERVE_LOOK;
+        let taken = self.reserve.take();
+        if taken {
+            info!(
+                bytes = self.reserve.bytes(),
+                "Reserve for a full disk is set aside"
+            );
+        }
+        taken
     }
 
     fn probe(&mut self) -> Result<(), Failure> {
         // Healthy again only with some room: at the brim the next event would not fit.
         let limit = self.settings.max_bytes - self.settings.max_bytes / 16;
-        let used_bytes = self.store.used_bytes()?;
+        let has_room = self.take_reserve()
+            && self.store.used_bytes()? < limit
+            && self.disk_takes(TYPICAL_EVENT)?;
         let health = match self.store.probe() {
-            Ok(()) if used_bytes < limit => Health::Writable,
+            Ok(()) if !self.store.is_in_place() => return Err(Arc::new(StoreError::Moved)),
+            Ok(()) if has_room => Health::Writable,
             Ok(()) | Err(StoreError::DiskFull) => Health::Full,
             Err(error) => return Err(error.into()),
         };
@@ -329,17 +477,17 @@ impl Writer<'_> {
     }
 
     fn tidy_step(&mut self) -> Result<bool, Failure> {
+        if !self.store.is_in_place() {
+            return Err(Arc::new(StoreError::Moved));
+        }
         let kept_since = clock::now().minus(self.settings.keep_delivered);
         let more = self.store.purge(kept_since)? || self.store.shrink()?;
-        self.copying.step(&self.store)?;
+        self.copying.step(&self.store, self.reserve.is_held())?;
         Ok(more)
     }
 }
 
 type Waiting<T> = (T, oneshot::Sender<Result<(), AppendError>>);
-
-/// Shared by all callers whose commit it was.
-type Failure = Arc<StoreError>;
 
 fn answer<T>(waiting: Vec<Waiting<T>>, result: &Result<Tally, Failure>) {
     for (_, done) in waiting {
@@ -351,90 +499,4 @@ fn answer<T>(waiting: Vec<Waiting<T>>, result: &Result<Tally, Failure>) {
 
 fn is_full(failure: &Failure) -> bool {
     matches!(**failure, StoreError::DiskFull)
-}
-
-/// The copying of the log into the file, off the ack path: a second connection copies while
-/// commits go on, and the writer only finishes what came meanwhile. Inline it would cost
-/// 8 to 14 ms in some commit.
-struct Copying {
-    wake: Option<sync_mpsc::SyncSender<()>>,
-    progress: Arc<Progress>,
-}
-
-#[derive(Default)]
-struct Progress {
-    running: AtomicBool,
-    /// Frames that are in the file, told once per pass; taken by the writer.
-    copied: AtomicU32,
-}
-
-impl Copying {
-    fn start(settings: &Settings) -> Self {
-        let progress = Arc::new(Progress::default());
-        let (wake, woken) = sync_mpsc::sync_channel(1);
-        let started = Checkpointer::open(&settings.path)
-            .map_err(|error| error.to_string())
-            .and_then(|checkpointer| {
-                let progress = Arc::clone(&progress);
-                std::thread::Builder::new()
-                    .name("buffer-checkpoint".to_owned())
-                    .spawn(move || {
-                        while woken.recv().is_ok() {
-                            match checkpointer.run() {
-                                Ok(copied) => progress.copied.store(copied, Ordering::Relaxed),
-                                Err(error) => warn!(
-                                    error = &error as &dyn std::error::Error,
-                                    "Checkpoint failed, will try again"
-                                ),
-                            }
-                            progress.running.store(false, Ordering::Release);
-                        }
-                    })
-                    .map_err(|error| error.to_string())
-            });
-        match started {
-            Ok(_) => Self {
-                wake: Some(wake),
-                progress,
-            },
-            Err(error) => {
-                // Slower answers now and then, but no event is at risk.
-                warn!(error, "No thread for checkpoints, the writer does them");
-                Self {
-                    wake: None,
-                    progress,
-                }
-            }
-        }
-    }
-
-    /// Between two commits: starts a pass, or finishes one.
-    fn step(&mut self, store: &Store) -> Result<(), StoreError> {
-        let frames = store.log_frames();
-        if frames < CHECKPOINT_FRAMES {
-            return Ok(());
-        }
-        if self.is_running() && frames < LONGEST_LOG {
-            return Ok(());
-        }
-        // The disk does not keep up: the log stays bounded, and the senders wait.
-        while self.is_running() {
-            std::thread::park_timeout(PASS_LOOK);
-        }
-        let copied = self.progress.copied.swap(0, Ordering::Relaxed);
-        let left = frames.saturating_sub(copied);
-        let nearly_done = copied > 0 && left <= FINISH_FRAMES;
-        match &self.wake {
-            Some(wake) if !nearly_done && frames < LONGEST_LOG => {
-                self.progress.running.store(true, Ordering::Release);
-                wake.try_send(()).ok(); // it is only full when a pass is due anyway
-                Ok(())
-            }
-            _ => store.finish_checkpoint(),
-        }
-    }
-
-    fn is_running(&self) -> bool {
-        self.progress.running.load(Ordering::Acquire)
-    }
 }

@@ -9,6 +9,7 @@
 
 mod backoff;
 mod breaker;
+mod large;
 mod outcomes;
 mod publish;
 mod window;
@@ -449,7 +450,7 @@ impl Forwarder {
             (self.settings.max_age.is_some() && state.window.len() > 0).then(|| now + AGE_LOOK);
         let flow = match state.breaker.permit(now) {
             Permit::Wait(until) if state.window.len() > 0 || !state.holds.is_empty() => Some(until),
-            Permit::Flow => {
+            Permit::Flow | Permit::Trial => {
                 let holds = state
                     .holds
                     .values()

@@ -38,6 +38,11 @@ impl Forwarder {
                     state.put_back(entry);
                     continue;
                 }
+                Tried::Unread => {
+                    entry.due = Some(now + BUFFER_PAUSE);
+                    state.put_back(entry);
+                    continue;
+                }
                 Tried::Gone => {
                     state.window.forget(entry.seq());
                     continue;

@@ -4,10 +4,12 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tracing::{Instrument, info_span, warn};
 
+use super::large;
 use super::window::Entry;
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, StoredBody, StoredPayload};
 use crate::event::Payload;
 use crate::qstash::{BatchOutcome, Client, Message, Outcome};
 
@@ -43,8 +45,20 @@ pub(super) enum Tried {
     Yes(Outcome),
     /// It was not its turn.
     No,
+    /// Its bytes could not be read.
+    Unread,
     /// It was discarded meanwhile.
     Gone,
+}
+
+/// An event whose bytes, or the first of them, have been read.
+struct Ready<'a> {
+    /// Its place in the request.
+    at: usize,
+    entry: &'a Entry,
+    payload: Payload,
+    /// So many pieces of its body are still to be read; 0: the payload has all of it.
+    pieces: u32,
 }
 
 /// Publishes these events, in order. A batch that is refused whole is halved until the
@@ -75,28 +89,31 @@ pub(super) async fn publish(
         }
     };
     let mut found = payloads.into_iter().peekable();
-    let mut tried: Vec<Tried> = (0..size)
-        .map(|_| if readable { Tried::Gone } else { Tried::No })
-        .collect();
-    // An event discarded meanwhile has no payload.
-    let ready: Vec<(usize, &Entry, Payload)> = entries
-        .iter()
-        .enumerate()
-        .filter_map(|(at, entry)| {
-            found
-                .next_if(|(seq, _)| *seq == entry.seq())
-                .map(|(_, payload)| (at, entry, payload))
-        })
-        .collect();
-    for (at, ..) in &ready {
-        if let Some(slot) = tried.get_mut(*at) {
-            *slot = Tried::No;
-        }
+    let mut tried = Vec::with_capacity(size);
+    let mut ready = Vec::with_capacity(size);
+    for (at, entry) in entries.iter().enumerate() {
+        // An event discarded meanwhile has no payload.
+        let payload = found.next_if(|(seq, _)| *seq == entry.seq());
+        tried.push(match payload {
+            _ if !readable => Tried::No,
+            None => Tried::Gone,
+            Some((_, None)) => Tried::Unread,
+            Some((_, Some(StoredPayload { headers, body }))) => {
+                let (body, pieces) = match body {
+                    StoredBody::Whole(body) => (body, 0),
+                    StoredBody::Pieces { count } => (Bytes::new(), count),
+                };
+                ready.push(Ready {
+                    at,
+                    entry,
+                    payload: Payload { headers, body },
+                    pieces,
+                });
+                Tried::No
+            }
+        });
     }
-    let messages: Vec<Message<'_>> = ready
-        .iter()
-        .map(|(_, entry, payload)| message(entry, payload))
-        .collect();
+    let messages: Vec<Message<'_>> = ready.iter().map(message).collect();
 
     // Parts yet to be published, as where they begin and how long they are; the next is last.
     let mut parts = vec![(0, messages.len())];
@@ -105,14 +122,32 @@ pub(super) async fn publish(
         let part = messages.get(begin..begin + count).unwrap_or_default();
         let of_part = ready.get(begin..begin + count).unwrap_or_default();
         let is_unknown = |entry: &Entry| unknown.contains(entry.event.address.destination.as_str());
-        if of_part.iter().all(|(_, entry, _)| is_unknown(entry)) {
+        if of_part.iter().all(|ready| is_unknown(ready.entry)) {
             continue; // known by now not to exist: they wait with the others of their destination
         }
         let span = info_span!("publish", events = part.len(), attempt = ?attempt);
         let started = Instant::now();
         let answered: Vec<Outcome> = match part {
             [] => continue, // all of it is gone
-            [alone] => vec![client.publish(*alone, patience).instrument(span).await],
+            [alone] => {
+                let large = of_part.first().filter(|ready| ready.pieces > 0);
+                let published = async {
+                    match large {
+                        None => Some(client.publish(*alone, patience).await),
+                        Some(ready) => {
+                            let (entry, pieces) = (ready.entry, ready.pieces);
+                            large::publish(buffer, client, entry, pieces, *alone, patience).await
+                        }
+                    }
+                };
+                let published = published.instrument(span).await;
+                if published.is_none()
+                    && let Some(slot) = large.and_then(|ready| tried.get_mut(ready.at))
+                {
+                    *slot = Tried::Unread;
+                }
+                published.into_iter().collect()
+            }
             part => match client.publish_batch(part, patience).instrument(span).await {
                 BatchOutcome::Each(outcomes) => outcomes,
                 BatchOutcome::Whole(outcome) if outcome.is_about_the_message() => {
@@ -126,7 +161,7 @@ pub(super) async fn publish(
         };
         took = started.elapsed();
         let (mut stopped, mut refused) = (false, Vec::new());
-        for (place, ((at, entry, _), outcome)) in of_part.iter().zip(answered).enumerate() {
+        for (place, (ready, outcome)) in of_part.iter().zip(answered).enumerate() {
             match &outcome {
                 // In a batch a refusal comes without a status: alone it has one.
                 Outcome::Rejected { .. } if count > 1 => {
@@ -134,11 +169,11 @@ pub(super) async fn publish(
                     continue;
                 }
                 Outcome::UnknownDestination { .. } => {
-                    unknown.insert(entry.event.address.destination.as_str());
+                    unknown.insert(ready.entry.event.address.destination.as_str());
                 }
                 outcome => stopped |= !outcome.is_about_the_message(),
             }
-            if let Some(slot) = tried.get_mut(*at) {
+            if let Some(slot) = tried.get_mut(ready.at) {
                 *slot = Tried::Yes(outcome);
             }
         }
@@ -158,12 +193,12 @@ pub(super) async fn publish(
     }
 }
 
-fn message<'a>(entry: &'a Entry, payload: &'a Payload) -> Message<'a> {
-    let event = &entry.event;
+fn message<'a>(ready: &'a Ready<'_>) -> Message<'a> {
+    let event = &ready.entry.event;
     Message {
         id: event.id,
         replays: event.replays,
-        destination: &entry.destination,
-        payload,
+        destination: &ready.entry.destination,
+        payload: &ready.payload,
     }
 }

@@ -7,6 +7,8 @@ use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use hyper::body::Body;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Response, Url};
@@ -94,22 +96,40 @@ impl Client {
 
     /// Publishes one message. `patience` is how long QStash may take to answer.
     pub async fn publish(&self, message: Message<'_>, patience: Duration) -> Outcome {
-        let Some(url) = self.publish_url(&message) else {
+        let body = &message.payload.body;
+        self.publish_body(&message, body.clone().into(), body.len() as u64, patience)
+            .await
+    }
+
+    /// The same for a body that is read while it is sent; that of the payload is not looked at.
+    pub async fn publish_streamed<B>(
+        &self,
+        message: Message<'_>,
+        body: B,
+        patience: Duration,
+    ) -> Outcome
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Sync + 'static,
+    {
+        let size = body.size_hint().lower();
+        self.publish_body(&message, reqwest::Body::wrap(body), size, patience)
+            .await
+    }
+
+    async fn publish_body(
+        &self,
+        message: &Message<'_>,
+        body: reqwest::Body,
+        size: u64,
+        patience: Duration,
+    ) -> Outcome {
+        let Some(url) = self.publish_url(message) else {
             return Outcome::Rejected {
                 reason: format!("{} is no URL", message.destination),
             };
         };
         let headers = message.header_map(&self.settings.options);
-        match self
-            .send(
-                url,
-                headers,
-                message.payload.body.clone().into(),
-                message.payload.body.len(),
-                patience,
-            )
-            .await
-        {
+        match self.send(url, headers, body, size, patience).await {
             Ok((response, body)) => self.note(read(&response, &body).to_message()),
             Err(outcome) => outcome,
         }
@@ -139,7 +159,7 @@ impl Client {
         };
         let headers =
             HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-        let size = body.len();
+        let size = body.len() as u64;
         match self.send(url, headers, body.into(), size, patience).await {
             Ok((response, body)) => match read(&response, &body).to_batch(messages.len()) {
                 BatchOutcome::Whole(outcome) => BatchOutcome::Whole(self.note(outcome)),
@@ -171,7 +191,7 @@ impl Client {
         url: Url,
         headers: HeaderMap,
         body: reqwest::Body,
-        size: usize,
+        size: u64,
         patience: Duration,
     ) -> Result<(Response, Vec<u8>), Outcome> {
         if let Some(limited) = self.limited() {
@@ -194,7 +214,7 @@ impl Client {
             }
         };
         authorization.set_sensitive(true);
-        let upload = Duration::from_secs(size as u64 / SLOWEST_UPLOAD_BYTES_PER_SEC);
+        let upload = Duration::from_secs(size / SLOWEST_UPLOAD_BYTES_PER_SEC);
         let request = self
             .http
             .post(url)
@@ -295,7 +315,6 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use bytes::Bytes;
     use http_body_util::Full;
     use hyper::service::service_fn;
     use hyper_util::rt::{TokioExecutor, TokioIo};

@@ -1,5 +1,5 @@
--- Format 1 of the buffer. What is listed and updated (event) lies apart from the bytes
--- (payload), so that settling an event never rewrites its body.
+-- Format 2 of the buffer. What is listed and updated (event) lies apart from the bytes
+-- (payload, piece), so that settling an event never rewrites its body.
 
 CREATE TABLE event (
     -- The order of arrival. AUTOINCREMENT: without it ids would restart after a drain.
@@ -28,10 +28,20 @@ CREATE INDEX event_pending   ON event (seq)        WHERE state = 0;
 CREATE INDEX event_delivered ON event (settled_at) WHERE state = 1;
 CREATE INDEX event_dead      ON event (seq)        WHERE state = 2;
 
+-- A checksum, since SQLite has none: what a failing disk made of a body must not be published.
 CREATE TABLE payload (
     seq     INTEGER PRIMARY KEY,
-    headers BLOB NOT NULL,                   -- name: value, CRLF between
-    body    BLOB NOT NULL
+    headers BLOB    NOT NULL,                -- name: value, CRLF between
+    pieces  INTEGER NOT NULL,                -- 0: the body is here; else in so many pieces
+    body    BLOB    NOT NULL,
+    crc     INTEGER NOT NULL                 -- CRC-32 of headers and body
+);
+
+-- Large bodies, so that writing and reading one takes the memory of a piece.
+CREATE TABLE piece (
+    place INTEGER PRIMARY KEY,               -- seq << 16 | number
+    bytes BLOB    NOT NULL,
+    crc   INTEGER NOT NULL
 );
 
 -- How many events are in each state, kept in the transaction that moves them: counting a

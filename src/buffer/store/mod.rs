@@ -1,0 +1,442 @@
+//! The file: the only place that speaks SQL.
+//!
+//! One [`Store`] writes (the writer thread owns it), one [`Reader`] reads, one
+//! [`Checkpointer`] copies the write-ahead log into the file. Durable means WAL with
+//! `synchronous=FULL`: each commit is one fdatasync, and an event is only promised after it.
+//! `NORMAL` would lose acknowledged events when the power goes.
+
+mod files;
+mod payload;
+mod read;
+mod rescue;
+mod write;
+
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, TransactionBehavior, params, wal::CheckpointMode,
+};
+
+use self::files::Files;
+pub(super) use self::read::Reader;
+pub(super) use self::rescue::{Rescued, rescue, settle_rescue};
+use self::write::{add_tally, append, read_tally, remove, settle};
+use super::{LockError, NewEvent, Seq, Settlement, Tally};
+use crate::clock::Timestamp;
+
+/// `PRAGMA user_version` of this format. A file with another one is not opened.
+const FORMAT: i32 = 2;
+/// `PRAGMA application_id`: `SqsB`, so that `file` and people can tell what it is.
+const APPLICATION_ID: i32 = 0x5371_7342;
+/// The best of 4, 8 and 16 KiB for events of 2 KB with the checkpoint off the ack path.
+pub(super) const PAGE_SIZE: u32 = 8192;
+/// How long a statement waits for another process that holds the file, such as a backup.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pages given back to the file system in one step; a step of 1,000 stalls 360 ms.
+const VACUUM_PAGES: u32 = 32;
+/// Delivered events removed in one step of the purge, and the bytes of bodies after which it
+/// ends early.
+const PURGE_ROWS: u32 = 64;
+const PURGE_BYTES: i64 = 1 << 20;
+
+/// Pages that a commit writes beside the bytes of its events: inner pages of the trees, free
+/// lists, the tally.
+const COMMIT_PAGES: u64 = 64;
+
+const PENDING: i64 = 0;
+const DELIVERED: i64 = 1;
+const DEAD: i64 = 2;
+
+/// Why the file could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no room on the disk.
+    #[error("the disk is full")]
+    DiskFull,
+    /// The file was written by a version that this one does not know.
+    #[error("the buffer file has format {found}, this version reads format {FORMAT}")]
+    Format {
+        /// What the file says.
+        found: i32,
+    },
+    /// The file is some other program's.
+    #[error("the file is not a strapi-qstash buffer")]
+    NotABuffer,
+    /// What is in the file makes no sense.
+    #[error("the buffer file is damaged")]
+    Damaged(#[source] rusqlite::Error),
+    /// The bytes of an event are not those that were stored.
+    #[error("the buffer file is damaged: the bytes of event {seq} do not match their checksum")]
+    Checksum {
+        /// Which event.
+        seq: i64,
+    },
+    /// The reader met what makes no sense.
+    #[error("the buffer file is damaged, a part of it cannot be read")]
+    Unreadable,
+    /// Another file is where the open one was, or none.
+    #[error("the buffer file was deleted or replaced while it was in use")]
+    Moved,
+    /// The file could not be created, or the file system does not do what is asked.
+    #[error("could not use the folder of the buffer file")]
+    Io(#[source] std::io::Error),
+    /// Another process has the buffer, or its lock cannot be used.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// It was never opened, or is closed.
+    #[error("the buffer file is not open")]
+    NotOpen,
+    /// The writer panicked; it starts again.
+    #[error("the writer of the buffer panicked")]
+    Panicked,
+    /// SQLite failed.
+    #[error("the buffer file could not be used")]
+    Sqlite(#[source] rusqlite::Error),
+}
+
+impl StoreError {
+    /// Whether reading what is left into a new file would help. Of a file that was in use, and
+    /// so was ours.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged(_)
+                | Self::Checksum { .. }
+                | Self::Unreadable
+                | Self::NotABuffer
+                | Self::Moved
+        )
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match (&error, error.sqlite_error_code()) {
+            (_, Some(ErrorCode::DiskFull)) => Self::DiskFull,
+            (_, Some(ErrorCode::NotADatabase)) => Self::NotABuffer,
+            (_, Some(ErrorCode::DatabaseCorrupt)) => Self::Damaged(error),
+            // A column that holds what its table does not allow.
+            (
+                rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..)
+                | rusqlite::Error::InvalidColumnType(..),
+                _,
+            ) => Self::Damaged(error),
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+/// The writing side.
+pub(super) struct Store {
+    db: Connection,
+    files: Files,
+    frames: Arc<AtomicU32>,
+    keeps_history: bool,
+}
+
+impl Store {
+    /// Opens the file, and creates it when there is none (readable by its owner only, since
+    /// bodies hold what is not public).
+    pub(super) fn open(path: &Path, keeps_history: bool) -> Result<Self, StoreError> {
+        // `create_new`: an existing file must not be opened here, since closing it again would
+        // drop the locks that other connections of this process hold on it (POSIX locks).
+        match std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+        {
+            Ok(_) => files::sync_folder(path).map_err(StoreError::Io)?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(StoreError::Io(error)),
+        }
+        let mut db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        // Both must be set before the first page is written.
+        db.pragma_update(None, "page_size", PAGE_SIZE)?;
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.pragma_update(None, "cache_size", -4096)?;
+        // A burst may grow the log; what it leaves behind is cut to this.
+        db.pragma_update(None, "journal_size_limit", 64 << 20)?;
+        prepare_format(&mut db)?;
+        let frames = Arc::new(AtomicU32::new(0));
+        let seen = Arc::clone(&frames);
+        // In place of SQLite's own checkpoint, which would run inside some commit.
+        db.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages| {
+            seen.store(u32::try_from(pages).unwrap_or(0), Ordering::Relaxed);
+            Ok(())
+        }))?;
+        Ok(Self {
+            db,
+            files: Files::new(path).map_err(StoreError::Io)?,
+            frames,
+            keeps_history,
+        })
+    }
+
+    /// Copies all of the log into the file, and begins it anew: after an fsync that failed, the
+    /// log must not be built upon, since the kernel may have dropped what it could not write.
+    pub(super) fn leave_log_behind(&self) -> Result<(), StoreError> {
+        self.db
+            .wal_checkpoint_v2(None::<&str>, CheckpointMode::TRUNCATE)?;
+        Ok(())
+    }
+
+    /// Whether the file and its log are still where they were opened. A commit into a file that
+    /// was deleted is durable for nobody.
+    pub(super) fn is_in_place(&mut self) -> bool {
+        self.files.are_in_place()
+    }
+
+    /// How many bytes the disk must have free, so that these bytes more can be committed, and
+    /// all of the log be copied into the file after that.
+    pub(super) fn growth(&self, incoming: u64) -> Result<u64, StoreError> {
+        let page = u64::from(PAGE_SIZE);
+        let (pages, free) = (self.pages()?, self.free_pages()?);
+        // Each page that is written lies in the log first, with a frame's header.
+        let incoming_pages = incoming.div_ceil(page) + COMMIT_PAGES;
+        let log = (u64::from(self.log_frames()) + incoming_pages) * (page + 24);
+        let file = (pages + incoming_pages.saturating_sub(free)) * page;
+        let (file_now, log_now) = self.files.sizes().map_err(StoreError::Io)?;
+        Ok(log.saturating_sub(log_now) + file.saturating_sub(file_now))
+    }
+
+    /// Frames in the write-ahead log after the last commit.
+    pub(super) fn log_frames(&self) -> u32 {
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Commits all of these together, with one fdatasync.
+    pub(super) fn commit(
+        &mut self,
+        events: &[&NewEvent],
+        settlements: &[&Settlement],
+        now: Timestamp,
+    ) -> Result<Tally, StoreError> {
+        let tx = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut change = Tally::default();
+        for event in events {
+            append(&tx, event, now, self.keeps_history, &mut change)?;
+        }
+        for settlement in settlements {
+            settle(&tx, settlement, now, self.keeps_history, &mut change)?;
+        }
+        let tally = add_tally(&tx, change)?;
+        tx.commit()?;
+        Ok(tally)
+    }
+
+    /// Makes a pending row of its own durable and takes it away again: whether the disk takes
+    /// writes is only known by writing.
+    pub(super) fn probe(&mut self) -> Result<(), StoreError> {
+        let tx = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Rewrites a row with what it holds: a page goes through the log and to the disk.
+        tx.execute("UPDATE tally SET count = count + 0", [])?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// Bytes of the pages in use. Free pages do not count: the next events go there.
+    pub(super) fn used_bytes(&self) -> Result<u64, StoreError> {
+        let used = self.pages()?.saturating_sub(self.free_pages()?);
+        Ok(used * u64::from(PAGE_SIZE))
+    }
+
+    fn pages(&self) -> Result<u64, StoreError> {
+        let pages: i64 = pragma(&self.db, "page_count")?;
+        Ok(u64::try_from(pages).unwrap_or(0))
+    }
+
+    fn free_pages(&self) -> Result<u64, StoreError> {
+        let pages: i64 = pragma(&self.db, "freelist_count")?;
+        Ok(u64::try_from(pages).unwrap_or(0))
+    }
+
+    /// How many events are in each state.
+    pub(super) fn tally(&self) -> Result<Tally, StoreError> {
+        read_tally(&self.db)
+    }
+
+    /// Removes a few of the delivered events settled before `before`, oldest first; whether
+    /// there may be more.
+    pub(super) fn purge(&mut self, before: Timestamp) -> Result<bool, StoreError> {
+        let tx = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let old: Vec<(Seq, i64)> = tx
+            .prepare_cached(
+                "SELECT seq, size FROM event WHERE state = 1 AND settled_at < ?1 ORDER BY settled_at LIMIT ?2",
+            )?
+            .query_map(params![before.as_millis(), PURGE_ROWS], |row| {
+                Ok((Seq(row.get(0)?), row.get(1)?))
+            })?
+            .collect::<Result<_, _>>()?;
+        let (mut removed, mut bytes) = (0, 0);
+        for (seq, size) in &old {
+            remove(&tx, *seq)?;
+            removed += 1;
+            bytes += size;
+            if bytes > PURGE_BYTES {
+                break;
+            }
+        }
+        if removed > 0 {
+            add_tally(
+                &tx,
+                Tally {
+                    delivered: -removed,
+                    ..Tally::default()
+                },
+            )?;
+        }
+        tx.commit()?;
+        Ok(removed > 0)
+    }
+
+    /// Gives a few free pages back to the file system; whether there may be more.
+    pub(super) fn shrink(&mut self) -> Result<bool, StoreError> {
+        let free = self.free_pages()?;
+        if free == 0 {
+            return Ok(false);
+        }
+        let mut statement = self
+            .db
+            .prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {}
+        Ok(free > u64::from(VACUUM_PAGES))
+    }
+
+    /// Copies what is left of the log into the file. Between two commits nothing else writes,
+    /// so the log ends here and the next commit begins it anew.
+    pub(super) fn finish_checkpoint(&self) -> Result<(), StoreError> {
+        match self
+            .db
+            .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE)
+        {
+            Ok(_) => Ok(()),
+            // Some other process is at it, such as a backup: later then.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Copies the log into the file while the writer goes on.
+pub(super) struct Checkpointer {
+    db: Connection,
+}
+
+impl Checkpointer {
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.pragma_update(None, "wal_autocheckpoint", 0)?;
+        Ok(Self { db })
+    }
+
+    /// One pass; how many frames of the log are in the file now.
+    pub(super) fn run(&self) -> Result<u32, StoreError> {
+        let (_, copied) = self
+            .db
+            .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE)?;
+        Ok(u32::try_from(copied).unwrap_or(0))
+    }
+}
+
+fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
+    let db = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(db)
+}
+
+fn prepare_format(db: &mut Connection) -> Result<(), StoreError> {
+    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let application: i32 = pragma(&tx, "application_id")?;
+    let format: i32 = pragma(&tx, "user_version")?;
+    let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    match (application, format, tables) {
+        (APPLICATION_ID, FORMAT, _) => Ok(()),
+        (APPLICATION_ID, found, _) => Err(StoreError::Format { found }),
+        (0, 0, 0) => {
+            tx.execute_batch(include_str!("schema.sql"))?;
+            tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+            tx.pragma_update(None, "user_version", FORMAT)?;
+            tx.commit()?;
+            Ok(())
+        }
+        _ => Err(StoreError::NotABuffer),
+    }
+}
+
+fn pragma<T: rusqlite::types::FromSql>(db: &Connection, name: &str) -> Result<T, StoreError> {
+    Ok(db
+        .prepare_cached(&format!("PRAGMA {name}"))?
+        .query_row([], |row| row.get(0))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_another_program_or_version_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("buffer.db");
+        drop(Store::open(&path, true).unwrap());
+        let db = Connection::open(&path).unwrap();
+        db.pragma_update(None, "user_version", 99).unwrap();
+        drop(db);
+        assert!(matches!(
+            Store::open(&path, true),
+            Err(StoreError::Format { found: 99 })
+        ));
+
+        let other = dir.path().join("other.db");
+        Connection::open(&other)
+            .unwrap()
+            .execute_batch("CREATE TABLE t (a)")
+            .unwrap();
+        assert!(matches!(
+            Store::open(&other, true),
+            Err(StoreError::NotABuffer)
+        ));
+        let text = dir.path().join("notes.txt");
+        std::fs::write(
+            &text,
+            "not a database at all, but longer than a header of one is\n".repeat(20),
+        )
+        .unwrap();
+        assert!(matches!(
+            Store::open(&text, true),
+            Err(StoreError::NotABuffer)
+        ));
+    }
+
+    #[test]
+    fn the_file_is_readable_by_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("buffer.db");
+        let _store = Store::open(&path, true).unwrap();
+        for suffix in ["", "-wal", "-shm"] {
+            let file = dir.path().join(format!("buffer.db{suffix}"));
+            assert_eq!(
+                std::fs::metadata(file).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{suffix}"
+            );
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The reading side.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Row, params};
+
+use super::{StoreError, connect, payload};
+use crate::buffer::{Address, Pending, Seq, StoredPayload};
+use crate::clock::Timestamp;
+use crate::event::{Document, EventId, Facts};
+
+/// The reading side. Each read is short and limited: a reader that holds its snapshot
+/// keeps the log from being begun anew, and it grows by a gigabyte in seconds.
+pub(in crate::buffer) struct Reader {
+    db: Connection,
+}
+
+impl Reader {
+    pub(in crate::buffer) fn open(path: &Path) -> Result<Self, StoreError> {
+        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        db.pragma_update(None, "cache_size", -1024)?;
+        Ok(Self { db })
+    }
+
+    /// Pending events after `after`, in order of arrival, without those for a destination
+    /// in `held`; with them the last seq that was looked at.
+    pub(in crate::buffer) fn pending(
+        &self,
+        after: Seq,
+        held: &[String],
+        limit: usize,
+    ) -> Result<Vec<Pending>, StoreError> {
+        let held = serde_json::to_string(held).unwrap_or_else(|_| "[]".to_owned());
+        let mut statement = self.statement(&select_pending(
+            "seq > ?1 AND destination NOT IN (SELECT value FROM json_each(?2)) ORDER BY seq LIMIT ?3",
+        ))?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![after.0, held, limit], pending_row)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The oldest pending event for a destination.
+    pub(in crate::buffer) fn first_for(
+        &self,
+        destination: &str,
+    ) -> Result<Option<Pending>, StoreError> {
+        let mut statement =
+            self.statement(&select_pending("destination = ?1 ORDER BY seq LIMIT 1"))?;
+        Ok(statement.query_row([destination], pending_row).optional()?)
+    }
+
+    /// The bytes of an event; `None` when it is gone.
+    pub(in crate::buffer) fn payload(&self, seq: Seq) -> Result<Option<StoredPayload>, StoreError> {
+        payload::read(&self.db, seq)
+    }
+
+    /// A piece of a large body; `None` when the event is gone.
+    pub(in crate::buffer) fn piece(
+        &self,
+        seq: Seq,
+        number: u32,
+    ) -> Result<Option<Bytes>, StoreError> {
+        payload::read_piece(&self.db, seq, number)
+    }
+
+    /// When the oldest pending event came.
+    pub(in crate::buffer) fn oldest_pending(&self) -> Result<Option<Timestamp>, StoreError> {
+        let mut statement =
+            self.statement("SELECT received_at FROM event INDEXED BY event_pending WHERE state = 0 ORDER BY seq LIMIT 1")?;
+        Ok(statement
+            .query_row([], |row| row.get(0).map(Timestamp::from_millis))
+            .optional()?)
+    }
+
+    fn statement(&self, sql: &str) -> Result<CachedStatement<'_>, StoreError> {
+        Ok(self.db.prepare_cached(sql)?)
+    }
+}
+
+/// `INDEXED BY`: by itself SQLite walks the table from the seq on, and so through all of the
+/// history that lies between.
+fn select_pending(condition: &str) -> String {
+    format!(
+        "SELECT seq, id, received_at, kind, model, uid, document, is_document_id, locale, destination, options,
+                size, is_text, attempts, replays, due_at
+         FROM event INDEXED BY event_pending WHERE state = 0 AND {condition}"
+    )
+}
+
+fn pending_row(row: &Row<'_>) -> rusqlite::Result<Pending> {
+    let is_document_id = row.get(7)?;
+    let locale = row.get(8)?;
+    Ok(Pending {
+        seq: Seq(row.get(0)?),
+        id: EventId::from_bytes(row.get(1)?),
+        received_at: Timestamp::from_millis(row.get(2)?),
+        facts: Facts {
+            kind: row.get(3)?,
+            model: row.get(4)?,
+            uid: row.get(5)?,
+            document: row.get::<_, Option<String>>(6)?.map(|id| Document {
+                id,
+                is_document_id,
+                locale,
+            }),
+        },
+        address: Address {
+            destination: row.get(9)?,
+            options: row.get(10)?,
+        },
+        size: u64::try_from(row.get::<_, i64>(11)?).unwrap_or(0),
+        is_text: row.get(12)?,
+        attempts: row.get(13)?,
+        replays: row.get(14)?,
+        due_at: Timestamp::from_millis(row.get(15)?),
+    })
+}

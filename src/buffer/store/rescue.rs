@@ -1,0 +1,378 @@
+//! A buffer file that is damaged, or gone from its place: what can be read is carried over
+//! into a new file, and the old one is kept beside it for a person to look at.
+//!
+//! At each moment of it either the old file or the complete new one is where the next start
+//! looks: a process that dies meanwhile loses nothing.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, params, params_from_iter};
+
+use super::{
+    DEAD, DELIVERED, PAGE_SIZE, PENDING, Store, StoreError, add_tally, connect, files, payload,
+};
+use crate::buffer::{Seq, Tally, beside};
+use crate::clock::Timestamp;
+use crate::event::{EventId, Facts};
+
+/// Rows read at a time: between two commits of the new file.
+const ROWS: u32 = 256;
+
+/// New events begin so far behind the last one that can be read: the numbers of those that
+/// cannot must not be used again while somebody still knows them.
+const GAP: i64 = 1_000_000;
+
+/// Why an event without its bytes is a dead letter.
+const NO_BYTES: &str = "its bytes were on a damaged page of the buffer file";
+
+/// Why bytes without their event are a dead letter.
+const NO_ROW: &str = "its row was on a damaged page of the buffer file, so where it should go, and whether it did, is not known";
+
+/// What became of the old file.
+#[derive(Debug)]
+pub(in crate::buffer) struct Rescued {
+    /// Where it is now; `None` where there was none left.
+    pub(in crate::buffer) aside: Option<PathBuf>,
+    /// Events that were carried over whole.
+    pub(in crate::buffer) carried: u64,
+    /// Events that became dead letters, since a part of them cannot be read.
+    pub(in crate::buffer) in_part: u64,
+}
+
+/// Puts a new file in place of the one at `path`, with all that can be read. Where files are
+/// gone from their place, `open` can still read them. Whoever else has the old file open must
+/// open it again.
+pub(in crate::buffer) fn rescue(
+    path: &Path,
+    open: Option<&Store>,
+    now: Timestamp,
+) -> Result<Rescued, StoreError> {
+    let (new, source) = (beside(path, ".rescue"), beside(path, ".rescue-source"));
+    remove_database(&new)?;
+    remove_database(&source)?;
+    remove_database(&finished(path))?;
+    let mut into = Store::open(&new, true)?;
+    into.leave_log_behind()?; // so that the first page is in the file
+    let (carried, in_part) = match open {
+        Some(store) => carry_over(&store.db, &mut into, now)?,
+        None => {
+            let from = read_only(path).or_else(|_unreadable| {
+                transplant(path, &new, &source)?;
+                read_only(&source)
+            })?;
+            carry_over(&from, &mut into, now)?
+        }
+    };
+    into.leave_log_behind()?;
+    drop(into); // the last connection takes the log away
+    remove_database(&source)?;
+    std::fs::rename(&new, finished(path)).map_err(StoreError::Io)?;
+    files::sync_folder(path).map_err(StoreError::Io)?;
+    let kind = if open.is_some() {
+        "replaced"
+    } else {
+        "damaged"
+    };
+    let aside = settle_rescue(path, kind, now)?;
+    Ok(Rescued {
+        aside,
+        carried,
+        in_part,
+    })
+}
+
+/// Ends a rescue whose new file is complete: the old file goes aside, the new one takes its
+/// place. Also at each start, since the process may have died in between.
+pub(in crate::buffer) fn settle_rescue(
+    path: &Path,
+    kind: &str,
+    now: Timestamp,
+) -> Result<Option<PathBuf>, StoreError> {
+    let finished = finished(path);
+    if !finished.exists() {
+        return Ok(None);
+    }
+    let name = format!(".{kind}-{}", now.to_file_name());
+    let aside = (1..)
+        .map(|n| match n {
+            1 => beside(path, &name),
+            n => beside(path, &format!("{name}-{n}")),
+        })
+        .find(|aside| !aside.exists())
+        .unwrap_or_else(|| beside(path, &name));
+    // The log first: SQLite would read it into the new file.
+    move_aside(&beside(path, "-wal"), &beside(&aside, "-wal"))?;
+    remove(&beside(path, "-shm"))?;
+    let was_there = move_aside(path, &aside)?;
+    files::sync_folder(path).map_err(StoreError::Io)?;
+    std::fs::rename(&finished, path).map_err(StoreError::Io)?;
+    files::sync_folder(path).map_err(StoreError::Io)?;
+    Ok(was_there.then_some(aside))
+}
+
+fn finished(path: &Path) -> PathBuf {
+    beside(path, ".rescued")
+}
+
+fn move_aside(from: &Path, to: &Path) -> Result<bool, StoreError> {
+    match std::fs::rename(from, to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StoreError::Io(error)),
+    }
+}
+
+fn remove_database(path: &Path) -> Result<(), StoreError> {
+    ["", "-wal", "-shm", "-journal"]
+        .iter()
+        .try_for_each(|suffix| remove(&beside(path, suffix)))
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(StoreError::Io(error)),
+        _ => Ok(()),
+    }
+}
+
+fn read_only(path: &Path) -> Result<Connection, StoreError> {
+    let db = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('event', 'payload')";
+    match db.query_row(tables, [], |row| row.get::<_, i64>(0))? {
+        2 => Ok(db),
+        _ => Err(StoreError::NotABuffer),
+    }
+}
+
+/// A copy of the file with the first page of a new one: that page says where the tables
+/// begin, which is the same in each buffer.
+fn transplant(path: &Path, new: &Path, copy: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::FileExt;
+
+    let whole = || {
+        let page_size = usize::try_from(PAGE_SIZE).unwrap_or(usize::MAX);
+        let mut page = std::fs::read(new)?;
+        page.resize(page_size, 0);
+        let log = beside(path, "-wal");
+        if log.exists() {
+            std::fs::copy(log, beside(copy, "-wal"))?;
+        }
+        let pages = std::fs::copy(path, copy)? / u64::from(PAGE_SIZE);
+        // <https://sqlite.org/fileformat2.html#the_database_header>: the number of pages, and
+        // no list of free ones, since where it begins is lost.
+        let mut field = |at: usize, value: u32| {
+            if let Some(field) = page.get_mut(at..at + 4) {
+                field.copy_from_slice(&value.to_be_bytes());
+            }
+        };
+        field(28, u32::try_from(pages).unwrap_or(u32::MAX));
+        field(32, 0);
+        field(36, 0);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(copy)?
+            .write_all_at(&page, 0)
+    };
+    whole().map_err(StoreError::Io)
+}
+
+/// How many events were carried over whole, and how many in part.
+fn carry_over(
+    from: &Connection,
+    into: &mut Store,
+    now: Timestamp,
+) -> Result<(u64, u64), StoreError> {
+    let last = last_seq(from);
+    let (mut carried, mut in_part, mut highest) = (0, 0, 0);
+    let columns: Vec<&str> = COLUMNS.split_whitespace().collect();
+    let select = format!("SELECT seq, {} FROM event", columns.join(", "));
+    let read = |row: &Row<'_>| {
+        let values = (1..=columns.len()).map(|at| row.get::<_, Value>(at));
+        Ok((row.get(0)?, values.collect::<Result<Vec<_>, _>>()?))
+    };
+    walk(from, &select, last, read, |rows| {
+        let tx = into.db.transaction()?;
+        let mut change = Tally::default();
+        for (seq, values) in rows {
+            let whole = payload::copy(from, &tx, Seq(seq))?;
+            if insert(&tx, seq, values, &columns, whole, now, &mut change)? {
+                *(if whole { &mut carried } else { &mut in_part }) += 1;
+                highest = highest.max(seq);
+            } else {
+                payload::delete(&tx, Seq(seq))?;
+            }
+        }
+        add_tally(&tx, change)?;
+        Ok(tx.commit()?)
+    })?;
+    let read = |row: &Row<'_>| Ok((row.get(0)?, ()));
+    walk(from, "SELECT seq FROM payload", last, read, |rows| {
+        let tx = into.db.transaction()?;
+        let mut change = Tally::default();
+        for (seq, ()) in rows {
+            let known = "SELECT count(*) FROM event WHERE seq = ?1";
+            let known: i64 = tx
+                .prepare_cached(known)?
+                .query_row([seq], |row| row.get(0))?;
+            if known == 0 && payload::copy(from, &tx, Seq(seq))? {
+                insert_orphan(&tx, Seq(seq), now)?;
+                change.dead += 1;
+                in_part += 1;
+                highest = highest.max(seq);
+            }
+        }
+        add_tally(&tx, change)?;
+        Ok(tx.commit()?)
+    })?;
+    let next = highest.max(last) + GAP;
+    into.db.execute("DELETE FROM sqlite_sequence", [])?;
+    into.db.execute(
+        "INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?1)",
+        [next],
+    )?;
+    Ok((carried, in_part))
+}
+
+const COLUMNS: &str = "state id received_at kind model uid document is_document_id locale destination \
+                       options size is_text attempts replays due_at settled_at message_ids reason";
+
+/// `false`: the row is no event.
+fn insert(
+    tx: &Transaction<'_>,
+    seq: i64,
+    mut values: Vec<Value>,
+    columns: &[&str],
+    whole: bool,
+    now: Timestamp,
+    change: &mut Tally,
+) -> Result<bool, StoreError> {
+    let mut set = |column: &str, value: Value| {
+        let at = columns.iter().position(|name| *name == column);
+        if let Some(slot) = at.and_then(|at| values.get_mut(at)) {
+            *slot = value;
+        }
+    };
+    if !whole {
+        set("state", Value::Integer(DEAD));
+        set("settled_at", Value::Integer(now.as_millis()));
+        set("reason", Value::Text(NO_BYTES.to_owned()));
+    }
+    let count = match values.first() {
+        Some(Value::Integer(PENDING)) => &mut change.pending,
+        Some(Value::Integer(DELIVERED)) => &mut change.delivered,
+        Some(Value::Integer(DEAD)) => &mut change.dead,
+        _ => return Ok(false),
+    };
+    let places: Vec<String> = (1..=values.len() + 1).map(|n| format!("?{n}")).collect();
+    let sql = format!(
+        "INSERT INTO event (seq, {}) VALUES ({})",
+        columns.join(", "),
+        places.join(", ")
+    );
+    let row = std::iter::once(Value::Integer(seq)).chain(values);
+    match tx.prepare_cached(&sql)?.execute(params_from_iter(row)) {
+        Ok(_) => {
+            *count += 1;
+            Ok(true)
+        }
+        // A row that the table would never have taken.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// An event for bytes that have lost theirs.
+fn insert_orphan(tx: &Transaction<'_>, seq: Seq, now: Timestamp) -> Result<(), StoreError> {
+    let body: Vec<u8> = tx
+        .prepare_cached("SELECT body FROM payload WHERE seq = ?1")?
+        .query_row([seq.0], |row| row.get(0))?;
+    let facts = Facts::read(&body).unwrap_or_default();
+    let kind = match facts.kind.as_str() {
+        "" => "unknown",
+        kind => kind,
+    };
+    tx.prepare_cached(
+        "INSERT INTO event (seq, id, received_at, state, kind, model, uid, is_document_id, options, size, is_text,
+                            attempts, due_at, settled_at, reason)
+         VALUES (?1, ?2, ?3, 2, ?4, ?5, ?6, 0, '', ?7, 0, 0, ?3, ?3, ?8)",
+    )?
+    .execute(params![
+        seq.0,
+        EventId::new().as_bytes(),
+        now.as_millis(),
+        kind,
+        facts.model,
+        facts.uid,
+        i64::try_from(body.len()).unwrap_or(i64::MAX),
+        NO_ROW,
+    ])?;
+    Ok(())
+}
+
+/// Reads all rows that can be read, in order, and gives them on by the hundreds. Over a
+/// damaged page it goes row by row, since SQLite cannot say where the next good one begins.
+fn walk<T>(
+    from: &Connection,
+    select: &str,
+    last: i64,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<(i64, T)>,
+    mut each: impl FnMut(Vec<(i64, T)>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let (after, at) = (
+        format!("{select} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
+        format!("{select} WHERE seq = ?1"),
+    );
+    let mut seen = 0;
+    loop {
+        let (mut rows, mut is_damaged) = (Vec::new(), false);
+        match from.prepare_cached(&after) {
+            Ok(mut statement) => match statement.query_map(params![seen, ROWS], &read) {
+                Ok(found) => {
+                    for row in found {
+                        match row {
+                            Ok(row) => rows.push(row),
+                            Err(_) => is_damaged = true,
+                        }
+                        if is_damaged {
+                            break;
+                        }
+                    }
+                }
+                Err(_) => is_damaged = true,
+            },
+            Err(_) => is_damaged = true,
+        }
+        seen = rows.last().map_or(seen, |(seq, _)| *seq);
+        if is_damaged {
+            let next = (seen + 1..=last).find_map(|seq| {
+                let row = from
+                    .prepare_cached(&at)
+                    .and_then(|mut row| row.query_row([seq], &read));
+                row.ok()
+            });
+            seen = next.as_ref().map_or(last, |(seq, _)| *seq);
+            rows.extend(next);
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        each(rows)?;
+    }
+}
+
+/// The highest number that may have been given; 0 where that cannot be read.
+fn last_seq(from: &Connection) -> i64 {
+    [
+        "SELECT seq FROM sqlite_sequence WHERE name = 'event'",
+        "SELECT max(seq) FROM event",
+        "SELECT max(seq) FROM payload",
+    ]
+    .iter()
+    .filter_map(|sql| from.query_row(sql, [], |row| row.get(0)).ok())
+    .max()
+    .unwrap_or(0)
+}

@@ -1,0 +1,153 @@
+//! The changes: each within a transaction of the writer's.
+
+use rusqlite::{Connection, Transaction, params};
+
+use super::{DEAD, DELIVERED, PENDING, StoreError, payload};
+use crate::buffer::{Fate, NewEvent, Seq, Settlement, Tally, Verdict};
+use crate::clock::Timestamp;
+
+pub(super) fn append(
+    tx: &Transaction<'_>,
+    new: &NewEvent,
+    now: Timestamp,
+    keeps_history: bool,
+    change: &mut Tally,
+) -> Result<(), StoreError> {
+    let NewEvent {
+        event,
+        address,
+        fate,
+    } = new;
+    let (state, attempts, message_ids, reason) = match fate {
+        Fate::Pending { failed: None } => (PENDING, 0, None, None),
+        Fate::Pending {
+            failed: Some(reason),
+        } => (PENDING, 1, None, Some(reason.as_str())),
+        Fate::Delivered { .. } if !keeps_history => return Ok(()),
+        Fate::Delivered { message_ids } => (DELIVERED, 1, Some(message_ids.join("\n")), None),
+        Fate::Dead { reason, attempts } => (DEAD, *attempts, None, Some(reason.as_str())),
+    };
+    let facts = &event.facts;
+    let document = facts.document.as_ref();
+    let settled_at = (state != PENDING).then_some(now.as_millis());
+    tx.prepare_cached(
+        "INSERT INTO event (id, received_at, state, kind, model, uid, document, is_document_id, locale,
+                            destination, options, size, is_text, attempts, due_at, settled_at, message_ids, reason)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+    )?
+    .execute(params![
+        event.id.as_bytes(),
+        event.received_at.as_millis(),
+        state,
+        facts.kind,
+        facts.model,
+        facts.uid,
+        document.map(|document| &document.id),
+        document.is_some_and(|document| document.is_document_id),
+        document.and_then(|document| document.locale.as_ref()),
+        address.as_ref().map(|address| &address.destination),
+        address.as_ref().map_or("", |address| address.options.as_str()),
+        i64::try_from(event.payload.body.len()).unwrap_or(i64::MAX),
+        payload::is_text(&event.payload),
+        attempts,
+        event.received_at.as_millis(),
+        settled_at,
+        message_ids,
+        reason,
+    ])?;
+    payload::insert(tx, Seq(tx.last_insert_rowid()), &event.payload)?;
+    match state {
+        PENDING => change.pending += 1,
+        DELIVERED => change.delivered += 1,
+        _ => change.dead += 1,
+    }
+    Ok(())
+}
+
+pub(super) fn settle(
+    tx: &Transaction<'_>,
+    settlement: &Settlement,
+    now: Timestamp,
+    keeps_history: bool,
+    change: &mut Tally,
+) -> Result<(), StoreError> {
+    // Only what is pending can be settled: an event discarded meanwhile stays discarded.
+    let changed = match &settlement.verdict {
+        Verdict::Delivered { .. } if !keeps_history => remove_pending(tx, settlement.seq)?,
+        Verdict::Delivered { message_ids } => tx
+            .prepare_cached(
+                "UPDATE event SET state = 1, attempts = attempts + 1, settled_at = ?2, message_ids = ?3,
+                        reason = NULL WHERE seq = ?1 AND state = 0",
+            )?
+            .execute(params![settlement.seq.0, now.as_millis(), message_ids.join("\n")])?,
+        Verdict::Postponed { due_at, reason } => tx
+            .prepare_cached(
+                "UPDATE event SET attempts = attempts + 1, due_at = ?2, reason = ?3 WHERE seq = ?1 AND state = 0",
+            )?
+            .execute(params![settlement.seq.0, due_at.as_millis(), reason])?,
+        Verdict::Dead { reason, attempted } => tx
+            .prepare_cached(
+                "UPDATE event SET state = 2, attempts = attempts + ?4, settled_at = ?2, reason = ?3
+                 WHERE seq = ?1 AND state = 0",
+            )?
+            .execute(params![settlement.seq.0, now.as_millis(), reason, i64::from(*attempted)])?,
+    };
+    if changed == 1 {
+        match settlement.verdict {
+            Verdict::Postponed { .. } => {}
+            Verdict::Delivered { .. } => {
+                change.pending -= 1;
+                change.delivered += i64::from(keeps_history);
+            }
+            Verdict::Dead { .. } => {
+                change.pending -= 1;
+                change.dead += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_pending(tx: &Transaction<'_>, seq: Seq) -> Result<usize, StoreError> {
+    let removed = tx
+        .prepare_cached("DELETE FROM event WHERE seq = ?1 AND state = 0")?
+        .execute([seq.0])?;
+    if removed == 1 {
+        payload::delete(tx, seq)?;
+    }
+    Ok(removed)
+}
+
+pub(super) fn remove(tx: &Transaction<'_>, seq: Seq) -> Result<(), StoreError> {
+    tx.prepare_cached("DELETE FROM event WHERE seq = ?1")?
+        .execute([seq.0])?;
+    payload::delete(tx, seq)
+}
+
+pub(super) fn add_tally(tx: &Transaction<'_>, change: Tally) -> Result<Tally, StoreError> {
+    for (state, by) in [
+        (PENDING, change.pending),
+        (DELIVERED, change.delivered),
+        (DEAD, change.dead),
+    ] {
+        if by != 0 {
+            tx.prepare_cached("UPDATE tally SET count = count + ?2 WHERE state = ?1")?
+                .execute([state, by])?;
+        }
+    }
+    read_tally(tx)
+}
+
+pub(super) fn read_tally(db: &Connection) -> Result<Tally, StoreError> {
+    let mut tally = Tally::default();
+    let mut statement = db.prepare_cached("SELECT state, count FROM tally")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match row.get::<_, i64>(0)? {
+            PENDING => tally.pending = row.get(1)?,
+            DELIVERED => tally.delivered = row.get(1)?,
+            _ => tally.dead = row.get(1)?,
+        }
+    }
+    Ok(tally)
+}
