@@ -4,13 +4,16 @@
 //! gracefully. It knows nothing of what is served.
 
 use std::error::Error;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
+};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -27,6 +30,9 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 /// How long a connection may be silent between requests, or take to send one head.
 /// Strapi's client keeps a connection as long as it is told to (`Keep-Alive: timeout=75`).
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// What a connection may have in memory unread: a head must fit, a body comes in pieces of this.
+const LARGEST_HEAD: usize = 64 << 10;
 
 /// Open connections per listener. One that is idle costs about 6 KB; Strapi opens five.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -120,6 +126,7 @@ async fn connection<S>(
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)
+        .max_buf_size(LARGEST_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -157,4 +164,65 @@ pub(crate) fn plain(status: StatusCode, text: impl Into<String>) -> Answer {
         answer.headers_mut().insert(CONTENT_TYPE, plain);
     }
     answer
+}
+
+/// An answer in JSON, on one line.
+pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
+    let mut answer = plain(status, format!("{value}\n"));
+    let json = HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(CONTENT_TYPE, json);
+    answer
+}
+
+/// Whether a browser sent it for a page of another site, or under a name that another site may
+/// have pointed at this machine (DNS rebinding). Only for what changes something: whoever is no
+/// browser can send any header.
+pub(crate) fn is_from_another_site(headers: &HeaderMap) -> bool {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = text(HOST).unwrap_or_default();
+    let has_foreign_origin = headers.contains_key(ORIGIN)
+        && text(ORIGIN)
+            .and_then(|origin| origin.split_once("://"))
+            .is_none_or(|(_, origin)| origin != host);
+    let name = host
+        .rsplit_once(':')
+        .map_or(host, |(name, port)| match port.parse::<u16>() {
+            Ok(_) => name,
+            Err(_) => host,
+        });
+    let is_address = name.parse::<Ipv4Addr>().is_ok()
+        || name
+            .strip_prefix('[')
+            .and_then(|name| name.strip_suffix(']'))
+            .is_some_and(|name| name.parse::<Ipv6Addr>().is_ok());
+    has_foreign_origin || !(is_address || name == "localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pages_of_this_address_may_change_something() {
+        for (host, origin, foreign) in [
+            ("127.0.0.1:8788", None, false),
+            ("[::1]:8788", None, false),
+            ("[::1]", None, false),
+            ("localhost", None, false),
+            ("127.0.0.1:8788", Some("http://127.0.0.1:8788"), false),
+            ("127.0.0.1:8788", Some("http://127.0.0.1:3000"), true),
+            ("127.0.0.1:8788", Some("https://evil.example"), true),
+            ("127.0.0.1:8788", Some("null"), true),
+            ("evil.example:8788", Some("http://evil.example:8788"), true),
+            ("evil.example", None, true),
+            ("", None, true),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static(host));
+            if let Some(origin) = origin {
+                headers.insert(ORIGIN, HeaderValue::from_static(origin));
+            }
+            assert_eq!(is_from_another_site(&headers), foreign, "{host} {origin:?}");
+        }
+    }
 }

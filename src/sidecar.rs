@@ -15,7 +15,7 @@ use crate::admin::{self, Admin};
 use crate::buffer::{Buffer, OpenError};
 use crate::config::Config;
 use crate::forwarder::{Flow, Forwarder};
-use crate::inbound::{self, Inbound};
+use crate::inbound::{self, Admission, Inbound};
 use crate::metrics::Metrics;
 use crate::qstash::{Client, ClientError};
 use crate::sockets::Sockets;
@@ -90,9 +90,11 @@ impl Sidecar {
         };
         forwarding.tasks.spawn(forwarder.run());
 
+        let router = Arc::new(config.router);
         let inbound = Arc::new(Inbound {
+            admission: Admission::new(config.inbound.max_body),
             settings: config.inbound,
-            router: config.router,
+            router: Arc::clone(&router),
             buffer: buffer.clone(),
             client,
             metrics: Arc::clone(&metrics),
@@ -114,6 +116,7 @@ impl Sidecar {
             let admin = Arc::new(Admin {
                 settings,
                 buffer: buffer.clone(),
+                router,
                 metrics: Arc::clone(&metrics),
                 flow: flow_seen,
                 draining: Arc::clone(&draining),

@@ -1,6 +1,8 @@
 //! Admin: health, metrics and status for the operator. It holds no state: it reads the
 //! buffer, the counters and whether QStash takes events. It shows no secret and no body.
 
+mod events;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use crate::clock;
 use crate::forwarder::{Cause, Flow};
 use crate::http::{self, Answer, plain};
 use crate::metrics::{Gauges, Metrics};
+use crate::router::Router;
 use crate::secret::Secret;
 
 /// What admin is told by flags.
@@ -37,10 +40,26 @@ pub struct Settings {
 pub(crate) struct Admin {
     pub(crate) settings: Settings,
     pub(crate) buffer: Buffer,
+    pub(crate) router: Arc<Router>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flow: watch::Receiver<Flow>,
     /// Set when the sidecar stops taking events.
     pub(crate) draining: Arc<AtomicBool>,
+}
+
+fn unauthorised() -> Answer {
+    plain(
+        StatusCode::UNAUTHORIZED,
+        "set the header 'Authorization: Bearer TOKEN' with the token of --admin-token\n",
+    )
+}
+
+fn not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, format!("use {allowed}\n"));
+    answer
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allowed));
+    answer
 }
 
 /// Accepts connections until `shutdown`.
@@ -59,28 +78,40 @@ pub(crate) async fn serve(
 
 impl Admin {
     async fn handle(&self, request: &Request<Incoming>) -> Answer {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
-            answer
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET"));
-            return answer;
+        let path = request.uri().path();
+        if let Some(action) = events::Action::of(path) {
+            return match *request.method() {
+                Method::POST => self.change(request, &action).await,
+                _ => not_allowed("POST"),
+            };
         }
-        match request.uri().path() {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return not_allowed("GET");
+        }
+        match path {
             "/healthz" => plain(StatusCode::OK, "ok\n"),
             "/readyz" => self.ready().await,
             "/metrics" => self.metrics().await,
-            "/" | "/api/status" if !self.is_authorised(request) => plain(
-                StatusCode::UNAUTHORIZED,
-                "set the header 'Authorization: Bearer TOKEN' with the token of --admin-token\n",
-            ),
+            "/" | "/api/status" if !self.is_authorised(request) => unauthorised(),
             "/" => plain(StatusCode::OK, self.status_text()),
             "/api/status" => self.status_json().await,
             _ => plain(
                 StatusCode::NOT_FOUND,
-                "there are /healthz, /readyz, /metrics, /api/status and /\n",
+                "there are /healthz, /readyz, /metrics, /api/status, /api/events/ID/replay, /api/events/ID/discard and /\n",
             ),
         }
+    }
+
+    /// Whoever has the token is no page of another site.
+    async fn change(&self, request: &Request<Incoming>, action: &events::Action) -> Answer {
+        if !self.is_authorised(request) {
+            return unauthorised();
+        }
+        if self.settings.token.is_none() && http::is_from_another_site(request.headers()) {
+            let text = "pages of other sites may not change events\n";
+            return plain(StatusCode::FORBIDDEN, text);
+        }
+        self.act(action).await
     }
 
     fn is_authorised(&self, request: &Request<Incoming>) -> bool {
@@ -179,10 +210,6 @@ impl Admin {
             "oldest_age_seconds": gauges.oldest_age_seconds,
             "version": env!("CARGO_PKG_VERSION"),
         });
-        let mut answer = plain(StatusCode::OK, format!("{status}\n"));
-        answer
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        answer
+        http::json(StatusCode::OK, &status)
     }
 }

@@ -30,12 +30,14 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 pub use self::lock::LockError;
 use self::opening::{Left, Opener};
 pub use self::record::{
-    Address, Fate, NewEvent, Pending, Seq, Settlement, StoredBody, StoredPayload, Tally, Verdict,
+    Address, Change, Fate, Found, NewEvent, Pending, Seq, Settlement, StoredBody, StoredPayload,
+    Tally, Verdict,
 };
 use self::store::Reader;
 pub use self::store::StoreError;
 use self::writer::{Command, Shared};
 use crate::clock::Timestamp;
+use crate::event::EventId;
 
 /// Appends and settlements that may wait for the writer. Beyond it callers wait: Strapi has
 /// five requests in flight, so this is only reached by other senders.
@@ -222,6 +224,20 @@ impl Buffer {
         committed.await.map_err(|_closed| AppendError::Closed)?
     }
 
+    /// Changes events as a person wants it; how many of them were changed.
+    pub async fn change(&self, change: Change) -> Result<u64, AppendError> {
+        let (done, changed) = oneshot::channel();
+        let sent = self.commands.send(Command::Change { change, done }).await;
+        sent.map_err(|_closed| AppendError::Closed)?;
+        changed.await.map_err(|_closed| AppendError::Closed)?
+    }
+
+    /// Whether events were replayed since this was asked last: they are pending again, behind
+    /// events that came after them.
+    pub fn take_replayed(&self) -> bool {
+        self.shared.replayed.swap(false, Ordering::AcqRel)
+    }
+
     /// Begins to remove history that is older than it is kept, in small steps between
     /// commits.
     pub async fn tidy(&self) {
@@ -283,6 +299,11 @@ impl Buffer {
     pub async fn first_for(&self, destination: String) -> Result<Option<Pending>, StoreError> {
         self.read(move |reader| reader.first_for(&destination))
             .await
+    }
+
+    /// The event of this name.
+    pub async fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
+        self.read(move |reader| reader.find(id)).await
     }
 
     /// The bytes of an event; `None` when it is gone.

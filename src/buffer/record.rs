@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
+use crate::destination::Destination;
 use crate::event::{Event, EventId, Facts};
 
 /// The place of an event in the order of arrival.
@@ -24,13 +25,22 @@ impl Seq {
     }
 }
 
-/// Where an event goes, as text: the buffer does not read it.
+/// Where an event goes, as text: the buffer does not look into it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Address {
     /// The destination; events with equal texts are held together.
     pub destination: String,
     /// Delivery options of the route it took.
     pub options: String,
+}
+
+impl From<&Destination> for Address {
+    fn from(destination: &Destination) -> Self {
+        Self {
+            destination: destination.to_string(),
+            options: destination.options.to_text(),
+        }
+    }
 }
 
 /// An event to append.
@@ -91,6 +101,17 @@ pub struct Pending {
     pub due_at: Timestamp,
 }
 
+/// An event in whatever state, as far as replaying and discarding it need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its place in the order of arrival.
+    pub seq: Seq,
+    /// What was read from its body.
+    pub facts: Facts,
+    /// Whether it is known where it goes.
+    pub has_address: bool,
+}
+
 /// What became of a pending event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settlement {
@@ -122,6 +143,16 @@ pub enum Verdict {
         /// Whether an attempt was made for it (an event can die of age alone).
         attempted: bool,
     },
+}
+
+/// What a person wants to become of events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// To be published once more: dead letters and delivered ones, each with where it goes if
+    /// that is not known yet.
+    Replay(Vec<(Seq, Option<Address>)>),
+    /// To be gone, whatever their state.
+    Discard(Vec<Seq>),
 }
 
 /// How many events are in each state.

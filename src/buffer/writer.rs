@@ -6,7 +6,7 @@
 //! file is opened again from what the disk really holds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use super::checkpoint::Copying;
 use super::opening::{Failure, Left, Opener};
 use super::reserve::{Disk, Reserve};
 use super::store::{Store, StoreError};
-use super::{AppendError, Fate, Health, NewEvent, Settings, Settlement, Tally};
+use super::{AppendError, Change, Fate, Health, NewEvent, Settings, Settlement, Tally};
 use crate::clock;
 
 /// Commands in one commit. More would only make the first of them wait longer: the cost of
@@ -47,6 +47,10 @@ pub(super) enum Command {
         settlements: Vec<Settlement>,
         done: oneshot::Sender<Result<(), AppendError>>,
     },
+    Change {
+        change: Change,
+        done: oneshot::Sender<Result<u64, AppendError>>,
+    },
     Tidy,
     Probe {
         done: oneshot::Sender<()>,
@@ -65,6 +69,8 @@ pub(super) struct Shared {
     pub(super) health: watch::Sender<Health>,
     pub(super) tally: Mutex<Tally>,
     pub(super) appended: Notify,
+    /// Events became pending behind those that came before them.
+    pub(super) replayed: AtomicBool,
     pub(super) accepted: AtomicU64,
     /// Counts the times that the file was opened; 0 before the first.
     pub(super) generation: AtomicU64,
@@ -76,6 +82,7 @@ impl Default for Shared {
             health: watch::Sender::new(Health::Writable),
             tally: Mutex::default(),
             appended: Notify::new(),
+            replayed: AtomicBool::new(false),
             accepted: AtomicU64::new(0),
             generation: AtomicU64::new(0),
         }
@@ -191,6 +198,9 @@ fn refuse(commands: &mut mpsc::Receiver<Command>, cause: &Failure) -> Option<()>
             Ok(Command::Append { done, .. } | Command::Settle { done, .. }) => {
                 done.send(Err(AppendError::Commit(Arc::clone(cause)))).ok(); // the caller may have gone
             }
+            Ok(Command::Change { done, .. }) => {
+                done.send(Err(AppendError::Commit(Arc::clone(cause)))).ok(); // likewise
+            }
             Ok(Command::Close) | Err(mpsc::error::TryRecvError::Disconnected) => return None,
             Ok(Command::Tidy | Command::Probe { .. } | Command::Damaged { .. }) => {}
             #[cfg(test)]
@@ -273,12 +283,13 @@ impl<'a> Writer<'a> {
 
     /// Commits a group and answers it; `true` when it was told to close.
     fn handle(&mut self, group: &mut Vec<Command>) -> Result<bool, Failure> {
-        let (mut appends, mut settles, mut probes, mut close) =
-            (Vec::new(), Vec::new(), Vec::new(), false);
+        let (mut appends, mut settles, mut changes, mut probes, mut close) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), false);
         for command in group.drain(..) {
             match command {
                 Command::Append { event, done } => appends.push((event, done)),
                 Command::Settle { settlements, done } => settles.push((settlements, done)),
+                Command::Change { change, done } => changes.push((change, done)),
                 Command::Tidy => {
                     self.tidying = true;
                     self.take_reserve();
@@ -302,6 +313,9 @@ impl<'a> Writer<'a> {
             }
         }
         self.commit(appends, settles)?;
+        for (change, done) in changes {
+            self.change(&change, done)?;
+        }
         if !probes.is_empty() {
             self.probe()?;
         }
@@ -355,6 +369,29 @@ impl<'a> Writer<'a> {
         answer(settles, &settled);
         match (appended, settled) {
             (Err(failure), _) | (_, Err(failure)) if !is_full(&failure) => Err(failure),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a person wants changed.
+    fn change(
+        &mut self,
+        change: &Change,
+        done: oneshot::Sender<Result<u64, AppendError>>,
+    ) -> Result<(), Failure> {
+        let changed = self.store.change(change, clock::now()).map_err(Arc::new);
+        if let Ok((_, tally)) = changed {
+            self.shared.set_tally(tally);
+            if matches!(change, Change::Replay(_)) {
+                self.shared.replayed.store(true, Ordering::Release);
+                self.shared.appended.notify_one();
+            }
+        }
+        let count = changed.as_ref().map(|(count, _)| *count);
+        done.send(count.map_err(|failure| AppendError::Commit(Arc::clone(failure))))
+            .ok(); // whoever asked may have gone
+        match changed {
+            Err(failure) if !is_full(&failure) => Err(failure),
             _ => Ok(()),
         }
     }

@@ -14,7 +14,7 @@ mod outcomes;
 mod publish;
 mod window;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,9 @@ const MAX_REQUESTS: usize = 8;
 /// Events in memory, without their bytes: enough to fill all requests past events that wait
 /// for one of their document.
 const WINDOW: usize = 2 * MAX_REQUESTS * window::MAX_BATCH;
+
+/// Bytes of bodies in requests, each at most twice in memory. One request may have a quarter.
+const MAX_BYTES_OUT: u64 = 4 << 20;
 
 /// Outcomes that wait for the disk. Beyond it nothing new is published: it could be lost
 /// track of.
@@ -119,7 +122,11 @@ struct State {
     /// Whether there may be pending events behind the cursor.
     more: bool,
     requests: usize,
+    /// Bytes of bodies that requests have in memory.
+    bytes_out: u64,
     unsettled: usize,
+    /// Out, and still pending on disk when they were passed over on the way from the start.
+    passed_over: HashSet<Seq>,
     /// Messages accepted so far: tells whether others pass while one fails.
     passed: u64,
     paused_until: Option<Instant>,
@@ -127,13 +134,41 @@ struct State {
 }
 
 impl State {
+    fn may_request(&self) -> bool {
+        self.requests < MAX_REQUESTS
+            && self.bytes_out < MAX_BYTES_OUT
+            && self.unsettled < MAX_UNSETTLED
+            && !self.is_paused()
+    }
+
     fn is_paused(&self) -> bool {
         self.paused_until
             .is_some_and(|until| Instant::now() < until)
     }
 
+    /// Reads the backlog from its start once more: events are pending that were passed over.
+    fn rewind(&mut self) {
+        self.cursor = Seq::START;
+        self.more = true;
+    }
+
+    /// Outcomes are on disk.
+    fn settled(&mut self, count: usize, done: &[Seq]) {
+        self.unsettled -= count;
+        let mut replayed = false;
+        for seq in done {
+            self.window.forget(*seq);
+            // It may be pending again, by a replay that came before this was told.
+            replayed |= self.passed_over.remove(seq);
+        }
+        if replayed {
+            self.rewind();
+        }
+    }
+
     /// An event that was not settled waits again: here, or on disk while its destination is held.
     fn put_back(&mut self, entry: Entry) {
+        self.passed_over.remove(&entry.seq());
         if self.holds.contains_key(&entry.event.address.destination) {
             self.window.forget(entry.seq());
         } else {
@@ -169,7 +204,9 @@ impl Forwarder {
             cursor: Seq::START,
             more: true,
             requests: 0,
+            bytes_out: 0,
             unsettled: 0,
+            passed_over: HashSet::new(),
             passed: 0,
             paused_until: None,
             reports,
@@ -189,15 +226,15 @@ impl Forwarder {
                 () = self.stop.cancelled(), if !self.stop.is_cancelled() => {}
                 report = reported.recv() => match report {
                     Some(Report::Published(published)) => self.published(&mut state, published),
-                    Some(Report::Settled { count, done }) => {
-                        state.unsettled -= count;
-                        done.into_iter().for_each(|seq| state.window.forget(seq));
-                    }
+                    Some(Report::Settled { count, done }) => state.settled(count, &done),
                     // Its events are known to nobody now but the disk.
                     Some(Report::Failed(error)) => return Err(error),
                     None => return Ok(()), // the state holds a sender: not before it is dropped
                 },
-                () = self.buffer.appended().notified() => state.more = true,
+                () = self.buffer.appended().notified() => match self.buffer.take_replayed() {
+                    true => state.rewind(),
+                    false => state.more = true,
+                },
                 () = sleep_until(wake) => self.look_at_token(&mut state),
             }
         }
@@ -222,7 +259,9 @@ impl Forwarder {
             state.more = events.len() == limit;
             for event in events {
                 state.cursor = event.seq;
-                if !state.window.knows(event.seq)
+                if state.window.is_out(event.seq) {
+                    state.passed_over.insert(event.seq);
+                } else if !state.window.knows(event.seq)
                     && let Some(entry) = self.entry(state, event)
                 {
                     state.window.insert(entry);
@@ -272,8 +311,7 @@ impl Forwarder {
 
     /// Starts as many requests as may be out.
     async fn dispatch(&self, state: &mut State) {
-        while state.requests < MAX_REQUESTS && state.unsettled < MAX_UNSETTLED && !state.is_paused()
-        {
+        while state.may_request() {
             let now = Instant::now();
             match state.breaker.permit(now) {
                 Permit::Wait(_) | Permit::WaitForTrial => return,
@@ -348,6 +386,7 @@ impl Forwarder {
 
     fn start(&self, state: &mut State, entries: Vec<Entry>, attempt: Attempt) {
         state.requests += 1;
+        state.bytes_out += entries.iter().map(Entry::bytes_out).sum::<u64>();
         let patience = state.breaker.patience(Instant::now());
         let (buffer, client, reports) = (
             self.buffer.clone(),

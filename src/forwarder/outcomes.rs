@@ -9,7 +9,7 @@ use super::breaker::{Cause, Change};
 use super::publish::{Attempt, Published, Tried};
 use super::window::Entry;
 use super::{BUFFER_PAUSE, Forwarder, Hold, State, backoff};
-use crate::buffer::{Seq, Settlement, Verdict};
+use crate::buffer::{Settlement, Verdict};
 use crate::clock;
 use crate::qstash::Outcome;
 
@@ -32,6 +32,7 @@ impl Forwarder {
         }
         for (mut entry, tried) in published.tried {
             state.window.attempt_over(entry.key);
+            state.bytes_out -= entry.bytes_out();
             let outcome = match tried {
                 Tried::Yes(outcome) => outcome,
                 Tried::No => {
@@ -219,8 +220,7 @@ impl Forwarder {
     pub(super) fn release(&self, state: &mut State, destination: &str) {
         if state.holds.remove(destination).is_some() {
             info!(destination, "Destination takes events again");
-            state.cursor = Seq::START;
-            state.more = true;
+            state.rewind();
             self.tell_holds(state);
         }
     }

@@ -55,6 +55,11 @@ impl Entry {
     pub(super) fn seq(&self) -> Seq {
         self.event.seq
     }
+
+    /// What its body takes in memory while it is out: a large one is never there as a whole.
+    pub(super) fn bytes_out(&self) -> u64 {
+        self.event.size.min(MAX_BATCH_BYTES)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +77,10 @@ impl Window {
 
     pub(super) fn knows(&self, seq: Seq) -> bool {
         self.waiting.contains_key(&seq) || self.out.contains(&seq)
+    }
+
+    pub(super) fn is_out(&self, seq: Seq) -> bool {
+        self.out.contains(&seq)
     }
 
     /// Takes an event in, or back after an attempt that did not settle it.

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use super::{Inbound, address};
+use super::Inbound;
 use crate::buffer::{AppendError, Fate, NewEvent};
 use crate::destination::Destination;
 use crate::event::Event;
@@ -66,7 +66,7 @@ impl Inbound {
                 failed: Some(reason),
             },
         };
-        let (id, address) = (event.id, Some(address(&destination)));
+        let (id, address) = (event.id, Some((&destination).into()));
         let new = NewEvent {
             event,
             address,

@@ -5,6 +5,7 @@
 //! only when that fails too is it refused. It does not know the forwarder: the buffer is all
 //! they share.
 
+mod admission;
 mod direct;
 mod request;
 
@@ -23,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
+pub(crate) use self::admission::Admission;
 use self::request::Unread;
-use crate::buffer::{Address, Buffer, Fate, NewEvent};
+use crate::buffer::{Buffer, Fate, NewEvent};
 use crate::clock;
 use crate::destination::{Destination, DestinationError};
 use crate::event::{Event, EventId, Facts, Payload, TRIGGER_TEST};
@@ -65,7 +67,8 @@ pub struct Settings {
 /// What a request needs.
 pub(crate) struct Inbound {
     pub(crate) settings: Settings,
-    pub(crate) router: Router,
+    pub(crate) admission: Admission,
+    pub(crate) router: Arc<Router>,
     pub(crate) buffer: Buffer,
     pub(crate) client: Arc<Client>,
     pub(crate) metrics: Arc<Metrics>,
@@ -124,7 +127,8 @@ impl Inbound {
             return Err(Refused::ContentType);
         }
         let (head, body) = request.into_parts();
-        let body = request::read(body, self.settings.max_body)
+        // The room is given back with the answer: by then the body is on disk, or published.
+        let (body, _room) = request::read(body, self.settings.max_body, &self.admission)
             .await
             .map_err(Refused::Body)?;
         let id = EventId::new();
@@ -174,7 +178,7 @@ impl Inbound {
         let spare = event.clone();
         let new = NewEvent {
             event,
-            address: Some(address(&destination)),
+            address: Some((&destination).into()),
             fate: Fate::Pending { failed: None },
         };
         match self.buffer.append(new).await {
@@ -305,11 +309,4 @@ fn group_in_path(path: &str) -> Result<Option<Destination>, Refused> {
         .find_map(|prefix| path.strip_prefix(prefix))
         .ok_or(Refused::Path)?;
     Destination::group(name).map(Some).map_err(Refused::Group)
-}
-
-fn address(destination: &Destination) -> Address {
-    Address {
-        destination: destination.to_string(),
-        options: destination.options.to_text(),
-    }
 }

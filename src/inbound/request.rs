@@ -6,16 +6,18 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Incoming, SizeHint};
 use hyper::header::{CONNECTION, CONTENT_TYPE};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::admission::{Admission, Room, SMALL};
 use crate::event::Facts;
 use crate::http::bearer;
 use crate::secret::Secret;
 
-/// How long the next piece of a body may take.
-const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a body may take, once there is room for it. Strapi gives up after 10 s; whoever
+/// is slower keeps others waiting.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long and how much of a body that is too large is read before the answer: a sender
 /// that is still writing would not read it, and a connection closed on unread bytes takes
@@ -77,47 +79,78 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
         || (media_type.starts_with("application/") && media_type.ends_with("+json"))
 }
 
-/// The body, if it is not larger than `limit`.
-pub(super) async fn read(mut body: Incoming, limit: u64) -> Result<Bytes, Unread> {
-    if body.size_hint().lower() > limit {
+/// The body, if it is not larger than `limit`, and the room that it takes.
+pub(super) async fn read(
+    mut body: Incoming,
+    limit: u64,
+    admission: &Admission,
+) -> Result<(Bytes, Room), Unread> {
+    let announced = body.size_hint();
+    if announced.lower() > limit {
         discard(&mut body).await;
         return Err(Unread::TooLarge);
     }
-    // A body in one piece, which is most of them, is not copied.
-    let mut first = Bytes::new();
-    let mut whole = BytesMut::new();
-    while let Some(frame) = timeout(PIECE_TIMEOUT, body.frame())
+    // One that comes without its length is small until it turns out not to be.
+    let mut bound = announced.exact().unwrap_or(SMALL.min(limit));
+    let mut room = admission.room(bound).await;
+    let mut deadline = Instant::now() + BODY_TIMEOUT;
+    let mut whole = Pieces::default();
+    while let Some(frame) = timeout_at(deadline, body.frame())
         .await
         .map_err(|_elapsed| Unread::TooSlow)?
     {
         let Ok(piece) = frame.map_err(Unread::Broken)?.into_data() else {
-            continue;
-        }; // trailers
-        if (first.len() + whole.len() + piece.len()) as u64 > limit {
+            continue; // trailers
+        };
+        whole.push(piece, &body.size_hint());
+        if whole.len() > bound && bound < limit {
+            bound = limit;
+            room = admission.room(bound).await;
+            deadline = Instant::now() + BODY_TIMEOUT;
+        }
+        if whole.len() > bound {
+            drop(whole);
             discard(&mut body).await;
             return Err(Unread::TooLarge);
         }
-        if first.is_empty() && whole.is_empty() {
-            first = piece;
-            continue;
-        }
-        if whole.is_empty() {
-            let expected = body
-                .size_hint()
-                .exact()
-                .and_then(|left| usize::try_from(left).ok())
-                .unwrap_or(0);
-            whole.reserve(first.len() + piece.len() + expected);
-            whole.extend_from_slice(&first);
-            first.clear();
-        }
-        whole.extend_from_slice(&piece);
     }
-    Ok(if whole.is_empty() {
-        first
-    } else {
-        whole.freeze()
-    })
+    Ok((whole.into_bytes(), room))
+}
+
+/// A body as it comes in. One in one piece, which is most of them, is not copied.
+#[derive(Default)]
+struct Pieces {
+    first: Bytes,
+    whole: BytesMut,
+}
+
+impl Pieces {
+    fn len(&self) -> u64 {
+        (self.first.len() + self.whole.len()) as u64
+    }
+
+    fn push(&mut self, piece: Bytes, left: &SizeHint) {
+        if self.first.is_empty() && self.whole.is_empty() {
+            self.first = piece;
+            return;
+        }
+        if self.whole.is_empty() {
+            let left = left.exact().and_then(|left| usize::try_from(left).ok());
+            self.whole
+                .reserve(self.first.len() + piece.len() + left.unwrap_or(0));
+            self.whole.extend_from_slice(&self.first);
+            self.first.clear();
+        }
+        self.whole.extend_from_slice(&piece);
+    }
+
+    fn into_bytes(self) -> Bytes {
+        if self.whole.is_empty() {
+            self.first
+        } else {
+            self.whole.freeze()
+        }
+    }
 }
 
 async fn discard(body: &mut Incoming) {

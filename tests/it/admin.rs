@@ -1,6 +1,7 @@
+use strapi_qstash::buffer::Tally;
 use strapi_qstash::dev_server::Fault;
 
-use crate::harness::{Client, LONG, TestApp};
+use crate::harness::{Answer, Client, LONG, TestApp, update, wait_until};
 
 #[tokio::test]
 async fn health_and_readiness_do_not_depend_on_qstash() {
@@ -70,4 +71,60 @@ async fn nothing_is_changed_by_a_get_and_nothing_else_is_taken() {
         .send(b"POST /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
         .await;
     assert_eq!(answer.status, 405);
+}
+
+async fn act(app: &TestApp, id: &str, verb: &str, headers: &[&str]) -> Answer {
+    let mut client = Client::connect(app.sidecar.admin_address().unwrap()).await;
+    let path = format!("/api/events/{id}/{verb}");
+    client.post_with(&path, headers, b"").await
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_replayed_once_its_cause_is_gone_and_a_delivered_event_again() {
+    use strapi_qstash::dev_server::{InBatch, Rejection};
+    let app = TestApp::start().await;
+    app.qstash.server.faults().reject(Some(Rejection {
+        containing: "article".to_owned(),
+        in_batch: InBatch::ItemAlone,
+    }));
+    let answer = app.client().await.post("/webhook", &update(1)).await;
+    let id = answer.header("x-event-id").unwrap();
+    let dead = || app.sidecar.buffer().tally().dead;
+    assert!(wait_until(LONG, || dead() == 1).await);
+    app.qstash.server.faults().reject(None);
+
+    assert_eq!(act(&app, id, "replay", &[]).await.status, 200);
+    app.qstash.wait_for(1, LONG).await;
+    app.wait_until_drained().await;
+    assert_eq!(dead(), 0);
+    // QStash must not take it for a repeat.
+    assert_eq!(act(&app, id, "replay", &[]).await.status, 200);
+    app.qstash.wait_for(2, LONG).await;
+    let ids: Vec<_> = app
+        .qstash
+        .accepted()
+        .iter()
+        .map(|message| message.options.deduplication_id.clone().unwrap())
+        .collect();
+    assert_eq!(ids, [format!("{id}-2"), format!("{id}-3")]);
+    app.wait_until_drained().await;
+
+    assert_eq!(act(&app, id, "discard", &[]).await.status, 200);
+    assert_eq!(act(&app, id, "discard", &[]).await.status, 404);
+    assert_eq!(app.sidecar.buffer().tally(), Tally::default());
+}
+
+#[tokio::test]
+async fn no_page_of_another_site_changes_an_event() {
+    let app = TestApp::start().await;
+    let answer = app.client().await.post("/webhook", &update(1)).await;
+    let id = answer.header("x-event-id").unwrap();
+    app.wait_until_drained().await;
+    let answer = act(&app, id, "discard", &["Origin: https://evil.example"]).await;
+    assert_eq!(answer.status, 403);
+    assert_eq!(app.sidecar.buffer().tally().delivered, 1);
+    assert_eq!(
+        app.admin(&format!("/api/events/{id}/discard")).await.status,
+        405
+    );
 }

@@ -25,8 +25,8 @@ use rusqlite::{
 use self::files::Files;
 pub(super) use self::read::Reader;
 pub(super) use self::rescue::{Rescued, rescue, settle_rescue};
-use self::write::{add_tally, append, read_tally, remove, settle};
-use super::{LockError, NewEvent, Seq, Settlement, Tally};
+use self::write::{add_tally, append, discard, read_tally, remove, replay, settle};
+use super::{Change, LockError, NewEvent, Seq, Settlement, Tally};
 use crate::clock::Timestamp;
 
 /// `PRAGMA user_version` of this format. A file with another one is not opened.
@@ -233,6 +233,25 @@ impl Store {
         let tally = add_tally(&tx, change)?;
         tx.commit()?;
         Ok(tally)
+    }
+
+    /// Changes events as a person wants it; how many of them were changed.
+    pub(super) fn change(
+        &mut self,
+        wanted: &Change,
+        now: Timestamp,
+    ) -> Result<(u64, Tally), StoreError> {
+        let tx = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut change = Tally::default();
+        let count = match wanted {
+            Change::Replay(events) => replay(&tx, events, now, &mut change)?,
+            Change::Discard(seqs) => discard(&tx, seqs, &mut change)?,
+        };
+        let tally = add_tally(&tx, change)?;
+        tx.commit()?;
+        Ok((count, tally))
     }
 
     /// Makes a pending row of its own durable and takes it away again: whether the disk takes

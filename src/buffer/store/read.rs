@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Row, params};
 
 use super::{StoreError, connect, payload};
-use crate::buffer::{Address, Pending, Seq, StoredPayload};
+use crate::buffer::{Address, Found, Pending, Seq, StoredPayload};
 use crate::clock::Timestamp;
 use crate::event::{Document, EventId, Facts};
 
@@ -50,6 +50,22 @@ impl Reader {
         Ok(statement.query_row([destination], pending_row).optional()?)
     }
 
+    /// The event of this name.
+    pub(in crate::buffer) fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
+        let mut statement = self.statement(
+            "SELECT seq, destination IS NOT NULL, kind, model, uid, document, is_document_id, locale
+             FROM event WHERE id = ?1",
+        )?;
+        let found = |row: &Row<'_>| {
+            Ok(Found {
+                seq: Seq(row.get(0)?),
+                has_address: row.get(1)?,
+                facts: facts(row, 2)?,
+            })
+        };
+        Ok(statement.query_row([id.as_bytes()], found).optional()?)
+    }
+
     /// The bytes of an event; `None` when it is gone.
     pub(in crate::buffer) fn payload(&self, seq: Seq) -> Result<Option<StoredPayload>, StoreError> {
         payload::read(&self.db, seq)
@@ -89,22 +105,11 @@ fn select_pending(condition: &str) -> String {
 }
 
 fn pending_row(row: &Row<'_>) -> rusqlite::Result<Pending> {
-    let is_document_id = row.get(7)?;
-    let locale = row.get(8)?;
     Ok(Pending {
         seq: Seq(row.get(0)?),
         id: EventId::from_bytes(row.get(1)?),
         received_at: Timestamp::from_millis(row.get(2)?),
-        facts: Facts {
-            kind: row.get(3)?,
-            model: row.get(4)?,
-            uid: row.get(5)?,
-            document: row.get::<_, Option<String>>(6)?.map(|id| Document {
-                id,
-                is_document_id,
-                locale,
-            }),
-        },
+        facts: facts(row, 3)?,
         address: Address {
             destination: row.get(9)?,
             options: row.get(10)?,
@@ -114,5 +119,22 @@ fn pending_row(row: &Row<'_>) -> rusqlite::Result<Pending> {
         attempts: row.get(13)?,
         replays: row.get(14)?,
         due_at: Timestamp::from_millis(row.get(15)?),
+    })
+}
+
+/// From kind, model, uid, document, is_document_id and locale, of which the first is in column
+/// `first`.
+fn facts(row: &Row<'_>, first: usize) -> rusqlite::Result<Facts> {
+    let is_document_id = row.get(first + 4)?;
+    let locale = row.get(first + 5)?;
+    Ok(Facts {
+        kind: row.get(first)?,
+        model: row.get(first + 1)?,
+        uid: row.get(first + 2)?,
+        document: row.get::<_, Option<String>>(first + 3)?.map(|id| Document {
+            id,
+            is_document_id,
+            locale,
+        }),
     })
 }

@@ -259,10 +259,8 @@ fn insert(
         set("settled_at", Value::Integer(now.as_millis()));
         set("reason", Value::Text(NO_BYTES.to_owned()));
     }
-    let count = match values.first() {
-        Some(Value::Integer(PENDING)) => &mut change.pending,
-        Some(Value::Integer(DELIVERED)) => &mut change.delivered,
-        Some(Value::Integer(DEAD)) => &mut change.dead,
+    let state = match values.first() {
+        Some(Value::Integer(state @ (PENDING | DELIVERED | DEAD))) => *state,
         _ => return Ok(false),
     };
     let places: Vec<String> = (1..=values.len() + 1).map(|n| format!("?{n}")).collect();
@@ -274,7 +272,7 @@ fn insert(
     let row = std::iter::once(Value::Integer(seq)).chain(values);
     match tx.prepare_cached(&sql)?.execute(params_from_iter(row)) {
         Ok(_) => {
-            *count += 1;
+            *change.of(state) += 1;
             Ok(true)
         }
         // A row that the table would never have taken.

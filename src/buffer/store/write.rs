@@ -1,9 +1,9 @@
 //! The changes: each within a transaction of the writer's.
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{DEAD, DELIVERED, PENDING, StoreError, payload};
-use crate::buffer::{Fate, NewEvent, Seq, Settlement, Tally, Verdict};
+use crate::buffer::{Address, Fate, NewEvent, Seq, Settlement, Tally, Verdict};
 use crate::clock::Timestamp;
 
 pub(super) fn append(
@@ -56,11 +56,7 @@ pub(super) fn append(
         reason,
     ])?;
     payload::insert(tx, Seq(tx.last_insert_rowid()), &event.payload)?;
-    match state {
-        PENDING => change.pending += 1,
-        DELIVERED => change.delivered += 1,
-        _ => change.dead += 1,
-    }
+    *change.of(state) += 1;
     Ok(())
 }
 
@@ -108,6 +104,73 @@ pub(super) fn settle(
     Ok(())
 }
 
+/// Without its bytes, or without a place to go, an event stays what it is.
+pub(super) fn replay(
+    tx: &Transaction<'_>,
+    events: &[(Seq, Option<Address>)],
+    now: Timestamp,
+    change: &mut Tally,
+) -> Result<u64, StoreError> {
+    let mut count = 0;
+    for (seq, address) in events {
+        let Some(state) = state_of(tx, *seq)?.filter(|state| *state != PENDING) else {
+            continue;
+        };
+        let changed = tx
+            .prepare_cached(
+                "UPDATE event SET state = 0, replays = replays + 1, due_at = ?2, settled_at = NULL, message_ids = NULL,
+                        reason = NULL, options = iif(destination IS NULL, ifnull(?4, ''), options),
+                        destination = ifnull(destination, ?3)
+                 WHERE seq = ?1 AND ifnull(destination, ?3) IS NOT NULL
+                   AND EXISTS (SELECT 1 FROM payload WHERE payload.seq = event.seq)",
+            )?
+            .execute(params![
+                seq.0,
+                now.as_millis(),
+                address.as_ref().map(|address| &address.destination),
+                address.as_ref().map(|address| &address.options),
+            ])?;
+        if changed == 1 {
+            *change.of(state) -= 1;
+            change.pending += 1;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+pub(super) fn discard(
+    tx: &Transaction<'_>,
+    seqs: &[Seq],
+    change: &mut Tally,
+) -> Result<u64, StoreError> {
+    let mut count = 0;
+    for seq in seqs {
+        if let Some(state) = state_of(tx, *seq)? {
+            remove(tx, *seq)?;
+            *change.of(state) -= 1;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+fn state_of(tx: &Transaction<'_>, seq: Seq) -> Result<Option<i64>, StoreError> {
+    let mut statement = tx.prepare_cached("SELECT state FROM event WHERE seq = ?1")?;
+    Ok(statement.query_row([seq.0], |row| row.get(0)).optional()?)
+}
+
+impl Tally {
+    /// The count of a state as it is stored.
+    pub(super) fn of(&mut self, state: i64) -> &mut i64 {
+        match state {
+            PENDING => &mut self.pending,
+            DELIVERED => &mut self.delivered,
+            _ => &mut self.dead,
+        }
+    }
+}
+
 fn remove_pending(tx: &Transaction<'_>, seq: Seq) -> Result<usize, StoreError> {
     let removed = tx
         .prepare_cached("DELETE FROM event WHERE seq = ?1 AND state = 0")?
@@ -143,11 +206,7 @@ pub(super) fn read_tally(db: &Connection) -> Result<Tally, StoreError> {
     let mut statement = db.prepare_cached("SELECT state, count FROM tally")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        match row.get::<_, i64>(0)? {
-            PENDING => tally.pending = row.get(1)?,
-            DELIVERED => tally.delivered = row.get(1)?,
-            _ => tally.dead = row.get(1)?,
-        }
+        *tally.of(row.get(0)?) = row.get(1)?;
     }
     Ok(tally)
 }
