@@ -275,7 +275,8 @@ fn tell_progress(progress: &Progress, message: &dev_server::Message) -> anyhow::
         Progress::Failed { error, .. } => say(&format!(
             "QStash → catcher    {kind} failed for good ({error})"
         )),
-        Progress::Active { .. } | Progress::Delivered { .. } => Ok(()),
+        Progress::Cancelled => say(&format!("QStash              {kind} cancelled")),
+        Progress::Active { .. } | Progress::Delivered { .. } | Progress::CancelRequested => Ok(()),
     }
 }
 
