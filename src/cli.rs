@@ -32,7 +32,7 @@ pub enum Command {
     /// Run the sidecar (the default)
     Serve(Box<ServeArgs>),
     /// Run everything on one machine, with no account and no network: the sidecar, a QStash
-    /// development server, and a catcher that plays the receiving API
+    /// development server, a catcher that plays the receiving API, and a page that shows it
     Dev(Box<DevArgs>),
     /// Print the code that registers the webhook where Strapi runs with NODE_ENV=production, since
     /// its admin panel refuses local addresses there: strapi-qstash strapi-bootstrap > src/index.js
@@ -316,6 +316,9 @@ pub struct DevArgs {
     /// Where the catcher listens
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8789")]
     pub catcher_listen: String,
+    /// Where the page is that shows each event's way and makes things fail
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8790")]
+    pub page_listen: String,
     /// Make the development server's retry delays N times shorter
     #[arg(long, value_name = "N", default_value = "1")]
     pub time_scale: String,

@@ -42,7 +42,7 @@
 //! Imports go down only:
 //! `main` → [`commands`], [`cli`] → [`sidecar`] (builds all parts, owns all tasks, knows the
 //! order in which they stop) → [`config`] → [`inbound`], [`admin`], [`forwarder`] → [`buffer`],
-//! [`qstash`], [`router`] → [`destination`], [`event`], `http`, [`sockets`], [`metrics`],
+//! [`qstash`], [`router`] → [`destination`], [`event`], `page`, `http`, [`sockets`], [`metrics`],
 //! [`clock`], [`secret`].
 //! [`inbound`] does not know the forwarder: the buffer is all they share. [`dev_server`] (a
 //! QStash on this machine, for `dev` and for the tests) is used by nothing else.
@@ -60,6 +60,7 @@ pub mod forwarder;
 mod http;
 pub mod inbound;
 pub mod metrics;
+mod page;
 pub mod qstash;
 pub mod router;
 pub mod secret;
