@@ -95,7 +95,7 @@ impl Chain {
                 .time_scale
                 .parse()
                 .ok()
-                .filter(|scale: &f64| *scale > 0.0)
+                .filter(|scale: &f64| *scale > 0.0 && scale.is_finite())
                 .with_context(|| {
                     format!(
                         "--time-scale: {:?} is no number above 0: write one such as 100",
