@@ -16,6 +16,7 @@ use tracing::debug;
 use super::fault::Fault;
 use super::message::{Progress, Seen};
 use super::publish::{self, Item, Refusal, Request};
+use super::recent::{own_body, own_headers};
 use super::target::{Call, Query};
 use super::{Shared, delivery, manage};
 use crate::clock::{self, Timestamp};
@@ -133,12 +134,13 @@ impl Received<'_> {
         };
         let body = self.body.clone();
         let body = body.ok_or_else(|| publish::too_large(max_message))?;
+        let body = own_body(&body);
         let mut destination = destination.to_owned();
         if !self.query.rest.is_empty() {
             destination.push('?');
             destination.push_str(&self.query.rest);
         }
-        let mut headers = self.headers.clone();
+        let mut headers = own_headers(self.headers);
         for (name, value) in &self.query.options {
             let invalid = || publish::bad_request(format!("invalid parameter {name}"));
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_not_a_name| invalid())?;

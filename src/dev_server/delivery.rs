@@ -14,6 +14,7 @@ use super::api::chain;
 use super::dlq::DeadLetter;
 use super::message::{Destination, Message, Progress, Response};
 use super::queues::QueueId;
+use super::recent::own_headers;
 use super::retry::{self, Attempt, Next};
 use super::state::{Draft, Job};
 use super::{Shared, callback};
@@ -91,7 +92,8 @@ async fn deliver(shared: &Arc<Shared>, message: &Arc<Message>) {
                 return;
             }
             let span = info_span!("delivery", message_id = %message.id, attempt = retried);
-            attempt(shared, message, retried).instrument(span).await
+            // Boxed: most messages wait most of the time, and need no room for a request.
+            Box::pin(attempt(shared, message, retried).instrument(span)).await
         };
         let next = retry::next(&message.options, retried, &attempt, clock::now());
         let (response, error) = match &attempt {
@@ -304,7 +306,7 @@ async fn read(mut response: reqwest::Response, max_body: u64) -> Attempt {
     body.truncate(max_body);
     Attempt::Answered(Arc::new(Response {
         status: response.status().as_u16(),
-        headers: response.headers().clone(),
+        headers: own_headers(response.headers()),
         body: body.freeze(),
     }))
 }
