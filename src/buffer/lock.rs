@@ -91,7 +91,9 @@ fn open(path: &Path) -> std::io::Result<File> {
         .mode(0o600)
         .open(path);
     match opened {
-        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => File::open(path),
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
+            File::open(path).or(Err(error))
+        }
         opened => opened,
     }
 }

@@ -12,6 +12,7 @@ mod checkpoint;
 mod lock;
 mod opening;
 mod record;
+mod reopening;
 mod reserve;
 mod store;
 #[cfg(test)]
@@ -22,10 +23,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tracing::error;
 
 pub use self::lock::LockError;
 use self::opening::{Left, Opener};
@@ -45,6 +47,9 @@ const WAITING_COMMANDS: usize = 1024;
 
 /// Reads that may wait for the reader; the forwarder asks for one thing at a time per request.
 const WAITING_READS: usize = 64;
+
+/// What cannot be read may be damaged, or the disk fails: so often it is looked which.
+const LOOK_AT_DISK: Duration = Duration::from_secs(10);
 
 /// Where and how much is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -392,6 +397,7 @@ fn run_reader(
     commands: &mpsc::WeakSender<Command>,
 ) {
     let mut open: Option<(u64, Reader)> = None;
+    let mut next_look = Instant::now();
     while let Some(Asked::Read(read)) = asked.blocking_recv() {
         let generation = shared.generation.load(Ordering::Acquire);
         let reader = match open.take_if(|(opened, _)| *opened == generation) {
@@ -403,8 +409,18 @@ fn run_reader(
             Ok(reader) => read(Ok(&open.insert(reader).1)),
             Err(error) => read(Err(error)),
         };
-        if let (true, Some(commands)) = (is_damaged, commands.upgrade()) {
-            commands.blocking_send(Command::Damaged { generation }).ok(); // it is closed
+        if !is_damaged || Instant::now() < next_look {
+            continue;
+        }
+        next_look = Instant::now() + LOOK_AT_DISK;
+        match (store::try_reading(path), commands.upgrade()) {
+            (Ok(()), Some(commands)) => {
+                commands.blocking_send(Command::Damaged { generation }).ok(); // it is closed
+            }
+            (Err(error), _) => {
+                error!(%error, "The disk of the buffer cannot be read, what is there waits")
+            }
+            (Ok(()), None) => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use super::lock::{self, Lock};
 use super::reserve::{Disk, Reserve};
-use super::store::{Rescued, Store, StoreError, rescue, settle_rescue};
+use super::store::{Rescued, Store, StoreError, rescue, settle_rescue, try_reading};
 use super::{LockError, Settings, Tally};
 use crate::clock;
 
@@ -56,6 +56,9 @@ impl Opener {
         if let Some(aside) = settle_rescue(&path, "damaged", clock::now())? {
             warn!(aside = %aside.display(), "A rescue of the buffer that was cut short is finished");
         }
+        if matches!(left, Left::Damaged) && try_reading(&path).is_err() {
+            *left = Left::Failed; // the disk cannot be read, which may pass
+        }
         match left {
             Left::Moved(store) => self.rescue(&path, Some(store))?,
             Left::Damaged => self.rescue(&path, None)?,
@@ -68,6 +71,7 @@ impl Opener {
             // Another program's file that was named by mistake must not be touched.
             Err(StoreError::NotABuffer) if !is_ours => return Err(StoreError::NotABuffer),
             Err(error) if error.is_damage() => {
+                try_reading(&path).map_err(StoreError::Io)?;
                 error!(
                     error = &error as &dyn std::error::Error,
                     "Buffer file is damaged"

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::checkpoint::Copying;
 use super::opening::{Failure, Left, Opener};
+use super::reopening::Waiters;
 use super::reserve::{Disk, Reserve};
 use super::store::{Store, StoreError};
 use super::{AppendError, Change, Fate, Health, NewEvent, Settings, Settlement, Tally};
@@ -23,13 +24,6 @@ use crate::clock;
 /// Commands in one commit. More would only make the first of them wait longer: the cost of
 /// the fdatasync is spread thinly enough at this.
 const MAX_GROUP: usize = 256;
-
-/// How often a writer that waits for the opening looks whether it is over, and answers whoever
-/// waits meanwhile.
-const OPEN_LOOK: Duration = Duration::from_millis(2);
-
-/// Between two tries to open the file again.
-const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 
 /// Between two tries to take the reserve back.
 const RESERVE_LOOK: Duration = Duration::from_millis(500);
@@ -131,82 +125,40 @@ pub(super) fn run(
     settings: &Settings,
 ) {
     let (mut opened, mut left) = (opened.map_err(Arc::new), Left::Closed);
+    let mut carried = Carried::default();
     loop {
-        let store = match opened {
-            Ok(store) => store,
-            Err(cause) => match reopen(&mut commands, &mut opener, left, cause) {
-                Some((store, tally)) => {
-                    shared.opened(tally);
-                    store
-                }
-                None => return,
-            },
+        let (store, waiting) = match opened {
+            Ok(store) => (store, Vec::new()),
+            Err(cause) => {
+                let waiters = Waiters::new(&mut commands, cause);
+                let Some((store, tally, kept)) = waiters.reopen(&mut opener, left) else {
+                    return;
+                };
+                shared.opened(tally);
+                shared.accepted.fetch_add(carried.events, Ordering::Relaxed);
+                carried.waiting.drain(..).for_each(|done| {
+                    done.send(Ok(())).ok(); // the caller may have gone
+                });
+                (store, kept)
+            }
         };
         let mut writer = Writer::new(store, &mut opener.reserve, shared, settings);
         // A panic is a mistake of ours: what was committed stands, and what was not has had no
         // answer. Without this the sidecar would go on with nobody writing.
-        let served = catch_unwind(AssertUnwindSafe(|| writer.serve(&mut commands)));
+        let served = catch_unwind(AssertUnwindSafe(|| writer.serve(&mut commands, waiting)));
         let cause = match served {
             Ok(Ended::Closed) => return,
             Ok(Ended::Failed(cause)) => cause,
             Err(_panic) => Arc::new(StoreError::Panicked),
         };
         shared.failed(&cause);
+        carried = std::mem::take(&mut writer.carried);
         left = match &*cause {
             StoreError::Moved => Left::Moved(Box::new(writer.into_store())),
             error if error.is_damage() => Left::Damaged,
             _ => Left::Failed,
         };
         opened = Err(cause);
-    }
-}
-
-/// Tries to open the file until it works; meanwhile whoever asks is told that it does not,
-/// so that events are published straight away. `None` when the buffer was closed.
-fn reopen(
-    commands: &mut mpsc::Receiver<Command>,
-    opener: &mut Opener,
-    mut left: Left,
-    mut cause: Failure,
-) -> Option<(Store, Tally)> {
-    loop {
-        // Apart, since to carry over a large file takes its time.
-        let opened = std::thread::scope(|scope| {
-            let opening = scope.spawn(|| opener.open(&mut left));
-            while !opening.is_finished() {
-                refuse(commands, &cause)?;
-                std::thread::park_timeout(OPEN_LOOK);
-            }
-            Some(opening.join().unwrap_or(Err(StoreError::Panicked)))
-        })?;
-        match opened {
-            Ok(opened) => return Some(opened),
-            Err(error) => cause = Arc::new(error),
-        }
-        let pause = Instant::now() + REOPEN_PAUSE;
-        while Instant::now() < pause {
-            refuse(commands, &cause)?;
-            std::thread::park_timeout(OPEN_LOOK);
-        }
-    }
-}
-
-/// Answers whoever waits. `None` when the buffer was closed.
-fn refuse(commands: &mut mpsc::Receiver<Command>, cause: &Failure) -> Option<()> {
-    loop {
-        match commands.try_recv() {
-            Ok(Command::Append { done, .. } | Command::Settle { done, .. }) => {
-                done.send(Err(AppendError::Commit(Arc::clone(cause)))).ok(); // the caller may have gone
-            }
-            Ok(Command::Change { done, .. }) => {
-                done.send(Err(AppendError::Commit(Arc::clone(cause)))).ok(); // likewise
-            }
-            Ok(Command::Close) | Err(mpsc::error::TryRecvError::Disconnected) => return None,
-            Ok(Command::Tidy | Command::Probe { .. } | Command::Damaged { .. }) => {}
-            #[cfg(test)]
-            Ok(Command::Panic) => {}
-            Err(mpsc::error::TryRecvError::Empty) => return Some(()),
-        }
     }
 }
 
@@ -225,6 +177,15 @@ struct Writer<'a> {
     copying: Copying,
     /// The reserve is not tried to be taken back before this.
     reserve_look: Instant,
+    carried: Carried,
+}
+
+/// What was committed into a file that was gone by then: it is answered once it has been
+/// carried over.
+#[derive(Default)]
+struct Carried {
+    events: u64,
+    waiting: Vec<oneshot::Sender<Result<(), AppendError>>>,
 }
 
 impl<'a> Writer<'a> {
@@ -243,6 +204,7 @@ impl<'a> Writer<'a> {
             tidying: true,
             copying,
             reserve_look: Instant::now(),
+            carried: Carried::default(),
         }
     }
 
@@ -250,11 +212,11 @@ impl<'a> Writer<'a> {
         self.store
     }
 
-    fn serve(&mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
-        let mut group = Vec::with_capacity(MAX_GROUP);
+    /// `group` is what has waited meanwhile.
+    fn serve(&mut self, commands: &mut mpsc::Receiver<Command>, mut group: Vec<Command>) -> Ended {
         self.take_reserve();
         loop {
-            if self.tidying && commands.is_empty() {
+            if self.tidying && group.is_empty() && commands.is_empty() {
                 match self.tidy_step() {
                     Ok(more) => self.tidying = more,
                     // It needs room itself; what is stored is as safe as before.
@@ -265,7 +227,7 @@ impl<'a> Writer<'a> {
                     continue;
                 }
             }
-            if commands.blocking_recv_many(&mut group, MAX_GROUP) == 0 {
+            if group.is_empty() && commands.blocking_recv_many(&mut group, MAX_GROUP) == 0 {
                 return Ended::Closed;
             }
             match self.handle(&mut group) {
@@ -285,6 +247,7 @@ impl<'a> Writer<'a> {
     fn handle(&mut self, group: &mut Vec<Command>) -> Result<bool, Failure> {
         let (mut appends, mut settles, mut changes, mut probes, mut close) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new(), false);
+        let mut is_damaged = false;
         for command in group.drain(..) {
             match command {
                 Command::Append { event, done } => appends.push((event, done)),
@@ -295,12 +258,9 @@ impl<'a> Writer<'a> {
                     self.take_reserve();
                 }
                 Command::Probe { done } => probes.push(done),
-                Command::Damaged { generation }
-                    if generation == self.shared.generation.load(Ordering::Acquire) =>
-                {
-                    return Err(Arc::new(StoreError::Unreadable));
+                Command::Damaged { generation } => {
+                    is_damaged |= generation == self.shared.generation.load(Ordering::Acquire);
                 }
-                Command::Damaged { .. } => {} // of a file that was left already
                 Command::Close => close = true,
                 #[cfg(test)]
                 Command::Panic => panic!("as the test wants it"),
@@ -320,7 +280,10 @@ impl<'a> Writer<'a> {
             self.probe()?;
         }
         drop(probes); // whoever asked reads the health now
-        Ok(close)
+        match is_damaged {
+            true => Err(Arc::new(StoreError::Unreadable)),
+            false => Ok(close),
+        }
     }
 
     fn commit(
@@ -364,6 +327,18 @@ impl<'a> Writer<'a> {
                 .any(|event| matches!(event.fate, Fate::Pending { .. }))
         {
             self.shared.appended.notify_one();
+        }
+        if let Err(failure) = &appended
+            && matches!(**failure, StoreError::Moved)
+        {
+            let events = events.len() as u64;
+            let appends = appends.into_iter().map(|(_, done)| done);
+            let settles = settles.into_iter().map(|(_, done)| done);
+            self.carried = Carried {
+                events,
+                waiting: appends.chain(settles).collect(),
+            };
+            return Err(Arc::clone(failure));
         }
         answer(appends, &appended);
         answer(settles, &settled);

@@ -23,6 +23,7 @@ use rusqlite::{
 };
 
 use self::files::Files;
+pub(super) use self::files::try_reading;
 pub(super) use self::read::Reader;
 pub(super) use self::rescue::{Rescued, rescue, settle_rescue};
 use self::write::{add_tally, append, discard, read_tally, remove, replay, settle};
@@ -156,6 +157,7 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(StoreError::Io(error)),
         }
+        refuse_other_programs(path)?;
         let mut db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         // Both must be set before the first page is written.
         db.pragma_update(None, "page_size", PAGE_SIZE)?;
@@ -378,6 +380,17 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     let db = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
     Ok(db)
+}
+
+/// Looks before anything is written: to open a database for writing may change it.
+fn refuse_other_programs(path: &Path) -> Result<(), StoreError> {
+    let db = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let application: i32 = pragma(&db, "application_id")?;
+    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    match (application, tables) {
+        (APPLICATION_ID, _) | (0, 0) => Ok(()),
+        _ => Err(StoreError::NotABuffer),
+    }
 }
 
 fn prepare_format(db: &mut Connection) -> Result<(), StoreError> {
