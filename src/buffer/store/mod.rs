@@ -385,11 +385,17 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
 /// Looks before anything is written: to open a database for writing may change it.
 fn refuse_other_programs(path: &Path) -> Result<(), StoreError> {
     let db = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    let application: i32 = pragma(&db, "application_id")?;
-    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    match (application, tables) {
-        (APPLICATION_ID, _) | (0, 0) => Ok(()),
-        _ => Err(StoreError::NotABuffer),
+    let looked = || {
+        let application: i32 = pragma(&db, "application_id")?;
+        let count = "SELECT count(*) FROM sqlite_schema";
+        let tables: i64 = db.query_row(count, [], |row| row.get(0))?;
+        Ok::<_, StoreError>((application, tables))
+    };
+    match looked() {
+        Ok((APPLICATION_ID, _) | (0, 0)) => Ok(()),
+        Ok(_) | Err(StoreError::NotABuffer) => Err(StoreError::NotABuffer),
+        // Such as a log or a journal that must be written to be read: whoever writes will tell.
+        Err(_) => Ok(()),
     }
 }
 

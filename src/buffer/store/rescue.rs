@@ -186,13 +186,14 @@ fn carry_over(
 ) -> Result<(u64, u64), StoreError> {
     let last = last_seq(from);
     let (mut carried, mut in_part, mut highest) = (0, 0, 0);
+    from.execute_batch("BEGIN")?; // one look at it, and fewer locks
     let columns: Vec<&str> = COLUMNS.split_whitespace().collect();
     let select = format!("SELECT seq, {} FROM event", columns.join(", "));
     let read = |row: &Row<'_>| {
         let values = (1..=columns.len()).map(|at| row.get::<_, Value>(at));
         Ok((row.get(0)?, values.collect::<Result<Vec<_>, _>>()?))
     };
-    walk(from, &select, last, read, |rows| {
+    walk(from, &select, read, |rows| {
         let tx = into.db.transaction()?;
         let mut change = Tally::default();
         for (seq, values) in rows {
@@ -208,7 +209,7 @@ fn carry_over(
         Ok(tx.commit()?)
     })?;
     let read = |row: &Row<'_>| Ok((row.get(0)?, ()));
-    walk(from, "SELECT seq FROM payload", last, read, |rows| {
+    walk(from, "SELECT seq FROM payload", read, |rows| {
         let tx = into.db.transaction()?;
         let mut change = Tally::default();
         for (seq, ()) in rows {
@@ -226,6 +227,7 @@ fn carry_over(
         add_tally(&tx, change)?;
         Ok(tx.commit()?)
     })?;
+    from.execute_batch("COMMIT").ok(); // damage may have ended it
     let next = highest.max(last) + GAP;
     into.db.execute("DELETE FROM sqlite_sequence", [])?;
     into.db.execute(
@@ -316,43 +318,24 @@ fn insert_orphan(tx: &Transaction<'_>, seq: Seq, now: Timestamp) -> Result<(), S
 fn walk<T>(
     from: &Connection,
     select: &str,
-    last: i64,
     read: impl Fn(&Row<'_>) -> rusqlite::Result<(i64, T)>,
     mut each: impl FnMut(Vec<(i64, T)>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let (after, at) = (
-        format!("{select} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
-        format!("{select} WHERE seq = ?1"),
-    );
+    let range = format!("{select} WHERE seq > ?1 ORDER BY seq LIMIT ?2");
+    let one = format!("{select} WHERE seq = ?1");
     let mut seen = 0;
+    let mut known = None;
     loop {
-        let (mut rows, mut is_damaged) = (Vec::new(), false);
-        match from.prepare_cached(&after) {
-            Ok(mut statement) => match statement.query_map(params![seen, ROWS], &read) {
-                Ok(found) => {
-                    for row in found {
-                        match row {
-                            Ok(row) => rows.push(row),
-                            Err(_) => is_damaged = true,
-                        }
-                        if is_damaged {
-                            break;
-                        }
-                    }
-                }
-                Err(_) => is_damaged = true,
-            },
-            Err(_) => is_damaged = true,
-        }
+        let (mut rows, failed) = readable(from, &range, params![seen, ROWS], &read);
         seen = rows.last().map_or(seen, |(seq, _)| *seq);
-        if is_damaged {
-            let next = (seen + 1..=last).find_map(|seq| {
-                let row = from
-                    .prepare_cached(&at)
-                    .and_then(|mut row| row.query_row([seq], &read));
-                row.ok()
+        if failed {
+            let known: &Vec<i64> = known.get_or_insert_with(|| known_seqs(from));
+            let behind = known.partition_point(|seq| *seq <= seen);
+            let next = known.iter().skip(behind).find_map(|seq| {
+                let mut row = from.prepare_cached(&one).ok()?;
+                row.query_row([seq], &read).ok()
             });
-            seen = next.as_ref().map_or(last, |(seq, _)| *seq);
+            seen = next.as_ref().map_or(i64::MAX, |(seq, _)| *seq);
             rows.extend(next);
         }
         if rows.is_empty() {
@@ -360,6 +343,41 @@ fn walk<T>(
         }
         each(rows)?;
     }
+}
+
+/// The rows up to the first that cannot be read, and whether there was such a one.
+fn readable<T>(
+    from: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> (Vec<T>, bool) {
+    let mut rows = Vec::new();
+    let all = || {
+        for row in from.prepare_cached(sql)?.query_map(parameters, read)? {
+            rows.push(row?);
+        }
+        Ok::<_, rusqlite::Error>(())
+    };
+    let failed = { all }().is_err();
+    (rows, failed)
+}
+
+/// The numbers of all events, from wherever they can be read: each stands in several places.
+fn known_seqs(from: &Connection) -> Vec<i64> {
+    let mut seqs: Vec<i64> = [
+        "SELECT seq FROM payload",
+        "SELECT seq FROM event INDEXED BY sqlite_autoindex_event_1 WHERE id > x''",
+        "SELECT seq FROM event INDEXED BY event_pending WHERE state = 0",
+        "SELECT seq FROM event INDEXED BY event_dead WHERE state = 2",
+        "SELECT seq FROM event INDEXED BY event_delivered WHERE state = 1",
+    ]
+    .iter()
+    .flat_map(|sql| readable(from, sql, [], |row| row.get(0)).0)
+    .collect();
+    seqs.sort_unstable();
+    seqs.dedup();
+    seqs
 }
 
 /// The highest number that may have been given; 0 where that cannot be read.
