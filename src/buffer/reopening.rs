@@ -37,10 +37,15 @@ pub(super) struct Waiters<'a> {
 }
 
 impl<'a> Waiters<'a> {
-    pub(super) fn new(commands: &'a mut mpsc::Receiver<Command>, cause: Failure) -> Self {
+    /// `kept` are those who wait already.
+    pub(super) fn new(
+        commands: &'a mut mpsc::Receiver<Command>,
+        kept: Vec<Command>,
+        cause: Failure,
+    ) -> Self {
         Self {
             commands,
-            kept: Vec::new(),
+            kept,
             patience: Instant::now() + PATIENCE,
             cause,
         }
@@ -102,7 +107,7 @@ impl<'a> Waiters<'a> {
 }
 
 impl Command {
-    fn refuse(self, cause: &Failure) {
+    pub(super) fn refuse(self, cause: &Failure) {
         let failed = || AppendError::Commit(Arc::clone(cause));
         // Whoever asked may have gone.
         match self {

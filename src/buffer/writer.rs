@@ -125,12 +125,12 @@ pub(super) fn run(
     settings: &Settings,
 ) {
     let (mut opened, mut left) = (opened.map_err(Arc::new), Left::Closed);
-    let mut carried = Carried::default();
+    let (mut carried, mut unanswered) = (Carried::default(), Vec::new());
     loop {
         let (store, waiting) = match opened {
             Ok(store) => (store, Vec::new()),
             Err(cause) => {
-                let waiters = Waiters::new(&mut commands, cause);
+                let waiters = Waiters::new(&mut commands, unanswered, cause);
                 let Some((store, tally, kept)) = waiters.reopen(&mut opener, left) else {
                     return;
                 };
@@ -153,6 +153,7 @@ pub(super) fn run(
         };
         shared.failed(&cause);
         carried = std::mem::take(&mut writer.carried);
+        unanswered = std::mem::take(&mut writer.unanswered);
         left = match &*cause {
             StoreError::Moved => Left::Moved(Box::new(writer.into_store())),
             error if error.is_damage() => Left::Damaged,
@@ -178,6 +179,8 @@ struct Writer<'a> {
     /// The reserve is not tried to be taken back before this.
     reserve_look: Instant,
     carried: Carried,
+    /// What could not be committed: tried once more in the file as it is opened again.
+    unanswered: Vec<Command>,
 }
 
 /// What was committed into a file that was gone by then: it is answered once it has been
@@ -205,6 +208,7 @@ impl<'a> Writer<'a> {
             copying,
             reserve_look: Instant::now(),
             carried: Carried::default(),
+            unanswered: Vec::new(),
         }
     }
 
@@ -214,6 +218,7 @@ impl<'a> Writer<'a> {
 
     /// `group` is what has waited meanwhile.
     fn serve(&mut self, commands: &mut mpsc::Receiver<Command>, mut group: Vec<Command>) -> Ended {
+        let mut is_second_try = !group.is_empty();
         self.take_reserve();
         loop {
             if self.tidying && group.is_empty() && commands.is_empty() {
@@ -233,8 +238,15 @@ impl<'a> Writer<'a> {
             match self.handle(&mut group) {
                 Ok(false) => {}
                 Ok(true) => return Ended::Closed,
-                Err(error) => return Ended::Failed(error),
+                Err(cause) => {
+                    if is_second_try {
+                        let refused = self.unanswered.drain(..);
+                        refused.for_each(|command| command.refuse(&cause));
+                    }
+                    return Ended::Failed(cause);
+                }
             }
+            is_second_try = false;
             match self.copying.step(&self.store, self.reserve.is_held()) {
                 // The log cannot be copied now; it is where it was.
                 Ok(()) | Err(StoreError::DiskFull) => {}
@@ -266,13 +278,16 @@ impl<'a> Writer<'a> {
                 Command::Panic => panic!("as the test wants it"),
             }
         }
-        if let Err(full) = self.make_room(&appends)? {
-            self.shared.set_health(Health::Full);
-            for (_, done) in appends.drain(..) {
-                done.send(Err(full.clone())).ok(); // the caller may have gone
-            }
+        if let Err(failure) = self.commit(&mut appends, &mut settles) {
+            let appends = appends
+                .into_iter()
+                .map(|(event, done)| Command::Append { event, done });
+            let settles = settles
+                .into_iter()
+                .map(|(settlements, done)| Command::Settle { settlements, done });
+            self.unanswered = appends.chain(settles).collect();
+            return Err(failure);
         }
-        self.commit(appends, settles)?;
         for (change, done) in changes {
             self.change(&change, done)?;
         }
@@ -286,11 +301,18 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Answers all of them, or fails.
     fn commit(
         &mut self,
-        appends: Vec<Waiting<Box<NewEvent>>>,
-        settles: Vec<Waiting<Vec<Settlement>>>,
+        appends: &mut Vec<Waiting<Box<NewEvent>>>,
+        settles: &mut Vec<Waiting<Vec<Settlement>>>,
     ) -> Result<(), Failure> {
+        if let Err(full) = self.make_room(appends)? {
+            self.shared.set_health(Health::Full);
+            for (_, done) in appends.drain(..) {
+                done.send(Err(full.clone())).ok(); // the caller may have gone
+            }
+        }
         if appends.is_empty() && settles.is_empty() {
             return Ok(());
         }
@@ -328,23 +350,23 @@ impl<'a> Writer<'a> {
         {
             self.shared.appended.notify_one();
         }
-        if let Err(failure) = &appended
-            && matches!(**failure, StoreError::Moved)
-        {
-            let events = events.len() as u64;
-            let appends = appends.into_iter().map(|(_, done)| done);
-            let settles = settles.into_iter().map(|(_, done)| done);
-            self.carried = Carried {
-                events,
-                waiting: appends.chain(settles).collect(),
-            };
-            return Err(Arc::clone(failure));
+        match &appended {
+            Err(failure) if matches!(**failure, StoreError::Moved) => {
+                self.carried.events = events.len() as u64;
+                let appends = appends.drain(..).map(|(_, done)| done);
+                let settles = settles.drain(..).map(|(_, done)| done);
+                self.carried.waiting = appends.chain(settles).collect();
+                return Err(Arc::clone(failure));
+            }
+            Err(failure) if !is_full(failure) => return Err(Arc::clone(failure)),
+            _ => answer(appends, &appended),
         }
-        answer(appends, &appended);
-        answer(settles, &settled);
-        match (appended, settled) {
-            (Err(failure), _) | (_, Err(failure)) if !is_full(&failure) => Err(failure),
-            _ => Ok(()),
+        match &settled {
+            Err(failure) if !is_full(failure) => Err(Arc::clone(failure)),
+            _ => {
+                answer(settles, &settled);
+                Ok(())
+            }
         }
     }
 
@@ -501,8 +523,8 @@ impl<'a> Writer<'a> {
 
 type Waiting<T> = (T, oneshot::Sender<Result<(), AppendError>>);
 
-fn answer<T>(waiting: Vec<Waiting<T>>, result: &Result<Tally, Failure>) {
-    for (_, done) in waiting {
+fn answer<T>(waiting: &mut Vec<Waiting<T>>, result: &Result<Tally, Failure>) {
+    for (_, done) in waiting.drain(..) {
         // A caller that hung up keeps its event.
         done.send(result.clone().map(|_| ()).map_err(AppendError::Commit))
             .ok();

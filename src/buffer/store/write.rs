@@ -30,10 +30,12 @@ pub(super) fn append(
     let facts = &event.facts;
     let document = facts.document.as_ref();
     let settled_at = (state != PENDING).then_some(now.as_millis());
-    tx.prepare_cached(
+    // It may be there already: a commit whose fsync failed is tried once more.
+    let inserted = tx.prepare_cached(
         "INSERT INTO event (id, received_at, state, kind, model, uid, document, is_document_id, locale,
                             destination, options, size, is_text, attempts, due_at, settled_at, message_ids, reason)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
+         ON CONFLICT (id) DO NOTHING",
     )?
     .execute(params![
         event.id.as_bytes(),
@@ -55,6 +57,9 @@ pub(super) fn append(
         message_ids,
         reason,
     ])?;
+    if inserted == 0 {
+        return Ok(());
+    }
     payload::insert(tx, Seq(tx.last_insert_rowid()), &event.payload)?;
     *change.of(state) += 1;
     Ok(())
