@@ -23,11 +23,16 @@
     reason = "figures are for whoever reads the test's output"
 )]
 
+mod errors;
+/// A disk that forgets what was not synced, and fails where it is told to.
+mod forgetful;
 #[path = "../harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the other tests, which use the rest")]
 mod harness;
 /// Process death: the sidecar killed at any moment.
 mod kill;
+mod load;
+mod power;
 mod report;
 
 use std::sync::{Arc, Mutex};
@@ -39,7 +44,32 @@ use report::{Report, Scale, Table};
 /// A fault by its name, as the table shows it.
 type Fault = (&'static str, fn(Scale) -> Report);
 
-const FAULTS: &[Fault] = &[("kill -9 under mixed load", kill::under_mixed_load)];
+const FAULTS: &[Fault] = &[
+    ("kill -9 under mixed load", kill::under_mixed_load),
+    ("power loss", |scale| run(power::loss(scale))),
+    ("power loss after fsyncs that failed", |scale| {
+        run(power::after_failed_syncs(scale))
+    }),
+    ("EIO on write", |scale| run(errors::on_write(scale))),
+    ("EIO on fsync", |scale| run(errors::on_sync(scale))),
+    ("EIO on read", |scale| run(errors::on_read(scale))),
+    ("a bad sector under one event", |scale| {
+        run(errors::bad_sector(scale))
+    }),
+    ("read-only disk", |scale| run(errors::read_only(scale))),
+    ("read-only disk at the start", |scale| {
+        run(errors::read_only_at_start(scale))
+    }),
+];
+
+fn run(fault: impl Future<Output = Report>) -> Report {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(fault)
+}
 
 fn main() -> std::process::ExitCode {
     let scale = Scale::from_environment();

@@ -3,7 +3,7 @@
 //! sends bytes as they are.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -401,18 +401,30 @@ pub(crate) fn binary() -> PathBuf {
 impl Process {
     /// Starts it on the buffer in `dir`, and waits until it takes webhooks.
     pub(crate) async fn start(
-        dir: &TempDir,
+        dir: impl AsRef<Path>,
         qstash: &QStash,
         listen: Option<SocketAddr>,
         flags: &[&str],
     ) -> Self {
+        Self::try_start(dir, qstash, listen, flags)
+            .await
+            .unwrap_or_else(|log| panic!("it did not start: {log}"))
+    }
+
+    /// The same; what it logged, when it ends before it takes webhooks.
+    pub(crate) async fn try_start(
+        dir: impl AsRef<Path>,
+        qstash: &QStash,
+        listen: Option<SocketAddr>,
+        flags: &[&str],
+    ) -> Result<Self, String> {
         let listen = listen.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
         let mut command = Self::command(dir, qstash, &["--listen", &listen]);
         command.args(flags);
-        Self::spawn(command).await
+        Self::try_spawn(command).await
     }
 
-    pub(crate) fn command(dir: &TempDir, qstash: &QStash, flags: &[&str]) -> Command {
+    pub(crate) fn command(dir: impl AsRef<Path>, qstash: &QStash, flags: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command
             .args([
@@ -425,7 +437,7 @@ impl Process {
             ])
             .args([
                 "--data-dir",
-                dir.path().to_str().unwrap(),
+                dir.as_ref().to_str().unwrap(),
                 "--qstash-url",
                 &qstash.server.url(),
             ])
@@ -434,7 +446,13 @@ impl Process {
         command
     }
 
-    pub(crate) async fn spawn(mut command: Command) -> Self {
+    pub(crate) async fn spawn(command: Command) -> Self {
+        Self::try_spawn(command)
+            .await
+            .unwrap_or_else(|log| panic!("it did not start: {log}"))
+    }
+
+    pub(crate) async fn try_spawn(mut command: Command) -> Result<Self, String> {
         let mut child = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -444,7 +462,7 @@ impl Process {
         let log = Arc::new(std::sync::Mutex::new(Vec::new()));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let kept = Arc::clone(&log);
-        tokio::spawn(async move {
+        let logging = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 kept.lock().unwrap().push(line);
             }
@@ -454,21 +472,37 @@ impl Process {
             webhook: "127.0.0.1:0".parse().unwrap(),
             log,
         };
-        assert!(
-            wait_until(LONG, || process.address().is_some()).await,
-            "it did not start: {}",
-            process.log()
-        );
-        process.webhook = process.address().unwrap();
-        process
+        let deadline = Instant::now() + LONG;
+        loop {
+            if let Some(address) = process.address("Webhooks go to http://") {
+                process.webhook = address;
+                return Ok(process);
+            }
+            if process.child.try_wait().unwrap().is_some() {
+                logging.await.ok(); // to the end of what it wrote
+                return Err(process.log());
+            }
+            if Instant::now() > deadline {
+                return Err(process.log());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
-    fn address(&self) -> Option<SocketAddr> {
+    fn address(&self, after: &str) -> Option<SocketAddr> {
         let log = self.log.lock().unwrap();
-        let line = log
-            .iter()
-            .find_map(|line| line.split_once("Webhooks go to http://"))?;
+        let line = log.iter().find_map(|line| line.split_once(after))?;
         line.1.split('/').next()?.parse().ok()
+    }
+
+    /// Asks admin.
+    pub(crate) async fn admin(&self, path: &str) -> Answer {
+        let address = || self.address("health and metrics are at http://");
+        assert!(wait_until(LONG, || address().is_some()).await);
+        let mut client = Client::connect(address().unwrap()).await;
+        client
+            .send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .await
     }
 
     /// The process ids that wrote a line with this text, in order.
