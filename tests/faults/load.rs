@@ -120,6 +120,11 @@ impl Load {
         find()
     }
 
+    /// Whether there was an answer like this.
+    pub(crate) fn any(&self, is_meant: impl Fn(&Answered) -> bool) -> bool {
+        self.answers.lock().unwrap().iter().any(is_meant)
+    }
+
     /// Ends it; all that was answered.
     pub(crate) async fn stop(self) -> Vec<Answered> {
         self.stop.store(true, Ordering::Relaxed);

@@ -23,17 +23,23 @@
     reason = "figures are for whoever reads the test's output"
 )]
 
+/// A buffer that is damaged when the sidecar starts.
+mod damage;
+mod disk;
 mod errors;
 /// A disk that forgets what was not synced, and fails where it is told to.
 mod forgetful;
+mod full;
 #[path = "../harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the other tests, which use the rest")]
 mod harness;
 /// Process death: the sidecar killed at any moment.
 mod kill;
 mod load;
+mod pages;
 mod power;
 mod report;
+mod taken;
 
 use std::sync::{Arc, Mutex};
 
@@ -59,6 +65,33 @@ const FAULTS: &[Fault] = &[
     ("read-only disk", |scale| run(errors::read_only(scale))),
     ("read-only disk at the start", |scale| {
         run(errors::read_only_at_start(scale))
+    }),
+    ("full disk at the start", |scale| run(full::at_start(scale))),
+    ("full disk at the start, no reserve", |scale| {
+        run(full::without_reserve(scale))
+    }),
+    ("full disk under load", |scale| run(full::under_load(scale))),
+    ("buffer deleted", |scale| run(taken::deleted(scale))),
+    ("buffer replaced by an older copy", |scale| {
+        run(taken::replaced(scale))
+    }),
+    ("-wal deleted", |scale| run(taken::log_deleted(scale))),
+    ("buffer taken away, kill -9 after the next 202", |scale| {
+        run(taken::killed_at_next_answer(scale))
+    }),
+    ("damaged: header", |scale| run(damage::header(scale))),
+    ("damaged: a page of events or of an index", |scale| {
+        run(damage::event_page(scale))
+    }),
+    ("damaged: a page of bodies", |scale| {
+        run(damage::payload_page(scale))
+    }),
+    ("damaged: half of the file", |scale| {
+        run(damage::half(scale))
+    }),
+    ("damaged: -wal", |scale| run(damage::log(scale))),
+    ("a file of another program", |scale| {
+        run(damage::foreign(scale))
     }),
 ];
 

@@ -519,8 +519,12 @@ impl Process {
         self.child.kill().await.unwrap();
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.id().unwrap().to_string();
+        let pid = self.pid().to_string();
         assert!(
             std::process::Command::new("kill")
                 .args(["-s", signal, &pid])
