@@ -12,8 +12,8 @@
 //! clean, as in Linux's page cache: reads still see them, the disk never gets them unless they
 //! are written again, and the next fsync succeeds. Errors are those of the system calls: EIO,
 //! ENOSPC and EROFS on write, fsync, creation and growth, EIO on reads of a whole disk or of a
-//! bad sector. `mmap` works, as SQLite's `-shm` needs it; what is written through it meets no
-//! error, since nobody would be told of one.
+//! bad sector. `mmap` works, as SQLite's `-shm` needs it; what is written and read through it
+//! meets no error, since nobody would be told of one.
 //!
 //! **What it does not.** No disk turns written bytes into others: there is no bit rot here
 //! (`damage` has some), no sector that is lost after its fsync, and no lying disk but the one
@@ -112,11 +112,8 @@ impl Forgetful {
             let mut state = self.state();
             state.faults = faults;
             // What is written through `mmap` must stay with the kernel.
-            let read = state
-                .names
-                .iter()
-                .filter(|(name, _)| !name.ends_with("-shm"));
-            read.map(|(_, ino)| *ino).collect()
+            let inodes = state.names.values().copied();
+            inodes.filter(|ino| !state.is_mapped(*ino)).collect()
         };
         if let Some(session) = self.session.as_ref().filter(|_| drops_cache) {
             for ino in inodes {

@@ -128,12 +128,20 @@ impl State {
         let is_bad = |(name, range): &Sector| {
             self.names.get(name) == Some(&ino) && range.start < end && (offset as u64) < range.end
         };
-        if self.faults.read || self.faults.bad_sectors.iter().any(is_bad) {
+        let is_bad = self.faults.bad_sectors.iter().any(is_bad);
+        if is_bad || (self.faults.read && !self.is_mapped(ino)) {
             return self.fail(Failure::Io);
         }
         let file = self.file(ino)?;
         let begin = offset.min(file.len());
         Ok(&file[begin..begin.saturating_add(size).min(file.len())])
+    }
+
+    /// SQLite's `-shm`. The pages of a new one come from no disk, so a read of them cannot fail;
+    /// if it could, the process would be killed (SIGBUS).
+    pub(super) fn is_mapped(&self, ino: Ino) -> bool {
+        let mut names = self.names.iter();
+        names.any(|(name, named)| *named == ino && name.ends_with("-shm"))
     }
 
     /// `from_cache`: what was written through `mmap`, which meets no error here.
