@@ -24,7 +24,11 @@
 )]
 
 #[path = "../harness/mod.rs"]
-#[allow(dead_code, reason = "shared with the other tests, which use the rest")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "shared with the other tests, which use the rest"
+)]
 mod harness;
 /// Process death: the sidecar killed at any moment.
 mod kill;

@@ -1,0 +1,142 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use strapi_qstash::dev_server::DEVELOPMENT_TOKEN;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use super::{LONG, QStash, wait_until};
+
+/// The sidecar as a process.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) webhook: SocketAddr,
+    log: Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+pub(crate) fn binary() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_strapi-qstash"))
+}
+
+impl Process {
+    /// Starts it on the buffer in `dir`, and waits until it takes webhooks.
+    pub(crate) async fn start(
+        dir: &TempDir,
+        qstash: &QStash,
+        listen: Option<SocketAddr>,
+        flags: &[&str],
+    ) -> Self {
+        let listen = listen.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
+        let mut command = Self::command(dir, qstash, &["--listen", &listen]);
+        command.args(flags);
+        Self::spawn(command).await
+    }
+
+    pub(crate) fn command(dir: &TempDir, qstash: &QStash, flags: &[&str]) -> Command {
+        Self::command_to(dir, &qstash.server.url(), flags)
+    }
+
+    /// The same, with its QStash at any URL.
+    pub(crate) fn command_to(dir: &TempDir, qstash: &str, flags: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .args([
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--topic",
+                "news",
+                "--log-format",
+                "json",
+            ])
+            .args([
+                "--data-dir",
+                dir.path().to_str().unwrap(),
+                "--qstash-url",
+                qstash,
+            ])
+            .args(flags)
+            .env("QSTASH_TOKEN", DEVELOPMENT_TOKEN);
+        command
+    }
+
+    pub(crate) async fn spawn(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let log = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let kept = Arc::clone(&log);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                kept.lock().unwrap().push(line);
+            }
+        });
+        let mut process = Self {
+            child,
+            webhook: "127.0.0.1:0".parse().unwrap(),
+            log,
+        };
+        assert!(
+            wait_until(LONG, || process.address().is_some()).await,
+            "it did not start: {}",
+            process.log()
+        );
+        process.webhook = process.address().unwrap();
+        process
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        let log = self.log.lock().unwrap();
+        let line = log
+            .iter()
+            .find_map(|line| line.split_once("Webhooks go to http://"))?;
+        line.1.split('/').next()?.parse().ok()
+    }
+
+    /// The process ids that wrote a line with this text, in order.
+    pub(crate) fn pids(&self, text: &str) -> Vec<u32> {
+        let log = self.log.lock().unwrap();
+        let lines = log.iter().filter(|line| line.contains(text));
+        let json = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        json.filter_map(|line| line["pid"].as_u64()?.try_into().ok())
+            .collect()
+    }
+
+    /// `kill -9`.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.pid().to_string();
+        assert!(
+            std::process::Command::new("kill")
+                .args(["-s", signal, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    pub(crate) async fn exit_code(&mut self) -> Option<i32> {
+        tokio::time::timeout(LONG, self.child.wait())
+            .await
+            .unwrap()
+            .unwrap()
+            .code()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+}
