@@ -32,7 +32,14 @@
 mod harness;
 /// Process death: the sidecar killed at any moment.
 mod kill;
+mod load;
+/// The way to QStash fails: proxies, TLS, names.
+mod network;
+mod proxy;
 mod report;
+mod stored;
+mod tls;
+mod wire;
 
 use std::sync::{Arc, Mutex};
 
@@ -43,15 +50,47 @@ use report::{Report, Scale, Table};
 /// A fault by its name, as the table shows it.
 type Fault = (&'static str, fn(Scale) -> Report);
 
-const FAULTS: &[Fault] = &[("kill -9 under mixed load", kill::under_mixed_load)];
+/// Runs a fault on threads of its own.
+fn block_on<F: Future>(fault: F) -> F::Output {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(fault)
+}
+
+const FAULTS: &[Fault] = &[
+    ("kill -9 under mixed load", kill::under_mixed_load),
+    ("connections refused", network::refused),
+    ("reset in the request", network::reset_in_the_request),
+    ("reset in the answer", network::reset_in_the_answer),
+    (
+        "half of all requests reset",
+        network::half_of_all_requests_reset,
+    ),
+    ("no answer", network::no_answer),
+    ("answers late by seconds", network::late_answers),
+    (
+        "answers at one byte a second",
+        network::answers_one_byte_a_second,
+    ),
+    ("requests sent twice", network::requests_sent_twice),
+    ("QStash there and away every second", network::flapping),
+    ("TLS handshake cut", network::handshake_cut),
+    ("certificate that does not verify", network::untrusted),
+    ("name that does not resolve", network::unknown_name),
+];
 
 fn main() -> std::process::ExitCode {
     let scale = Scale::from_environment();
     let mut arguments = Arguments::from_args();
-    if scale == Scale::Long {
+    arguments.test_threads = Some(match scale {
+        // Most of the time they wait.
+        Scale::Short => arguments.test_threads.unwrap_or(8),
         // One after the other, so that no fault's load slows down another's recovery.
-        arguments.test_threads = Some(1);
-    }
+        Scale::Long => 1,
+    });
     let table = Arc::new(Mutex::new(Table::default()));
     let trials = FAULTS.iter().map(|(name, run)| {
         let table = Arc::clone(&table);

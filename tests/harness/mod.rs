@@ -248,10 +248,21 @@ pub(crate) fn update(n: usize) -> String {
 
 /// The number of an [`update`].
 pub(crate) fn number(body: &[u8]) -> usize {
-    serde_json::from_slice::<serde_json::Value>(body).unwrap()["entry"]["n"]
-        .as_u64()
-        .and_then(|n| n.try_into().ok())
-        .unwrap()
+    try_number(body).unwrap()
+}
+
+/// The number of what may be an [`update`].
+pub(crate) fn try_number(body: &[u8]) -> Option<usize> {
+    #[derive(serde::Deserialize)]
+    struct Update {
+        entry: Entry,
+    }
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        n: usize,
+    }
+    let update: Update = serde_json::from_slice(body).ok()?;
+    Some(update.entry.n)
 }
 
 /// Every number once, and those of each document in order.
