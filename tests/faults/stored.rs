@@ -18,9 +18,18 @@ pub(crate) struct Stored {
     pub(crate) damage: Vec<String>,
 }
 
+/// How closely the file is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Check {
+    /// `PRAGMA quick_check`.
+    Quick,
+    /// `PRAGMA integrity_check`.
+    Full,
+}
+
 impl Stored {
     /// Reads the file in this folder.
-    pub(crate) fn read(folder: &Path) -> Self {
+    pub(crate) fn read(folder: &Path, check: Check) -> Self {
         let db = Connection::open_with_flags(
             folder.join("strapi-qstash.db"),
             OpenFlags::SQLITE_OPEN_READ_ONLY,
@@ -48,11 +57,13 @@ impl Stored {
             }
         }
         stored.check_tally(&db);
-        let found: String = db
-            .query_row("PRAGMA quick_check", [], |row| row.get(0))
-            .unwrap();
+        let pragma = match check {
+            Check::Quick => "PRAGMA quick_check",
+            Check::Full => "PRAGMA integrity_check",
+        };
+        let found: String = db.query_row(pragma, [], |row| row.get(0)).unwrap();
         if found != "ok" {
-            stored.damage.push(found);
+            stored.damage.push(format!("{pragma}: {found}"));
         }
         stored
     }
