@@ -33,12 +33,15 @@ mod harness;
 /// Process death: the sidecar killed at any moment.
 mod kill;
 mod load;
+/// Memory: many events, many connections, large bodies.
+mod memory;
 /// The way to QStash fails: proxies, TLS, names.
 mod network;
 mod proxy;
 mod report;
 mod stored;
 mod tls;
+mod usage;
 mod wire;
 
 use std::sync::{Arc, Mutex};
@@ -80,6 +83,9 @@ const FAULTS: &[Fault] = &[
     ("TLS handshake cut", network::handshake_cut),
     ("certificate that does not verify", network::untrusted),
     ("name that does not resolve", network::unknown_name),
+    ("a backlog of a million events", memory::large_backlog),
+    ("10,000 idle connections", memory::idle_connections),
+    ("bodies of 30 MB at once", memory::large_bodies),
 ];
 
 fn main() -> std::process::ExitCode {

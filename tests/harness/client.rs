@@ -26,6 +26,14 @@ impl Answer {
     }
 }
 
+impl From<TcpStream> for Client {
+    fn from(stream: TcpStream) -> Self {
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+}
+
 impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         Self::try_connect(address).await.unwrap()
@@ -34,9 +42,7 @@ impl Client {
     pub(crate) async fn try_connect(address: SocketAddr) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream: BufReader::new(stream),
-        })
+        Ok(Self::from(stream))
     }
 
     pub(crate) async fn post(&mut self, path: &str, body: &str) -> Answer {

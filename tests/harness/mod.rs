@@ -4,6 +4,7 @@
 
 mod client;
 mod process;
+mod sink;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use client::{Answer, Client};
 pub(crate) use process::{Process, binary};
+pub(crate) use sink::Sink;
 
 /// Longer than anything here takes, even on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
