@@ -39,6 +39,7 @@ mod memory;
 mod network;
 mod proxy;
 mod report;
+mod stand;
 mod stored;
 mod tls;
 mod usage;

@@ -3,12 +3,12 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::harness::{Client, LONG, Process, Sink, update, wait_until};
+use crate::harness::{Client, LONG, update, wait_until};
 use crate::load::{Load, Sent};
-use crate::proxy::{Proxy, Way};
+use crate::proxy::Way;
 use crate::report::{Report, Scale};
-use crate::stored::{Check, Stored};
-use crate::usage::{self, MEMORY_BOUND};
+use crate::stand::Stand;
+use crate::usage;
 
 /// A backlog that builds up while QStash is away, and drains.
 pub(crate) fn large_backlog(scale: Scale) -> Report {
@@ -143,57 +143,4 @@ pub(crate) fn large_bodies(scale: Scale) -> Report {
 
 fn rate(count: usize, took: Duration) -> u128 {
     count as u128 * 1000 / took.as_millis().max(1)
-}
-
-/// The sidecar as a process, with a light QStash behind a door.
-struct Stand {
-    sink: Sink,
-    proxy: Proxy,
-    dir: tempfile::TempDir,
-    process: Process,
-}
-
-impl Stand {
-    async fn start() -> Self {
-        let sink = Sink::start().await;
-        let proxy = Proxy::start(sink.address()).await;
-        let dir = tempfile::tempdir().unwrap();
-        let flags = ["--listen", "127.0.0.1:0", "--buffer-max", "8GiB"];
-        let mut command = Process::command_to(&dir, &proxy.url(), &flags);
-        // A line for each of a million events would be kept by this process.
-        command.args(["--log", "warn,strapi_qstash::commands=info"]);
-        let process = Process::spawn(command).await;
-        Self {
-            sink,
-            proxy,
-            dir,
-            process,
-        }
-    }
-
-    /// Notes the peak since the last one, and whether it is within the bound.
-    fn note_peak(&self, report: &mut Report, when: &str) {
-        let pid = self.process.pid();
-        let peak = usage::peak_memory(pid);
-        let note = format!("at most {peak} {when}, {} after", usage::memory(pid));
-        if peak > MEMORY_BOUND {
-            report.wrong.push(format!("{note}, above {MEMORY_BOUND}"));
-        }
-        report.notes.push(note);
-        usage::forget_peak(pid);
-    }
-
-    async fn judge(self, report: &mut Report, sent: &Sent) {
-        let Self {
-            sink,
-            mut process,
-            dir,
-            ..
-        } = self;
-        process.signal("TERM");
-        assert_eq!(process.exit_code().await, Some(0));
-        let stored = Stored::read(dir.path(), Check::Quick);
-        report.judge(&sent.accepted, &sink.ledger().numbers, &stored);
-        report.no_dead_letters(&stored);
-    }
 }

@@ -3,6 +3,7 @@
 //! sends bytes as they are.
 
 mod client;
+pub(crate) mod fixtures;
 mod process;
 mod sink;
 
