@@ -23,6 +23,7 @@
     reason = "figures are for whoever reads the test's output"
 )]
 
+mod forms;
 #[path = "../harness/mod.rs"]
 #[allow(
     dead_code,
@@ -30,6 +31,8 @@
     reason = "shared with the other tests, which use the rest"
 )]
 mod harness;
+/// The way in: senders that are slow, many, endless, or no HTTP at all.
+mod inbound;
 /// Process death: the sidecar killed at any moment.
 mod kill;
 mod load;
@@ -87,6 +90,10 @@ const FAULTS: &[Fault] = &[
     ("a backlog of a million events", memory::large_backlog),
     ("10,000 idle connections", memory::idle_connections),
     ("bodies of 30 MB at once", memory::large_bodies),
+    ("malformed requests", inbound::malformed),
+    ("hang-ups at every byte", inbound::hang_ups),
+    ("slow senders", inbound::slow_senders),
+    ("bodies of 2 GB", inbound::endless_bodies),
 ];
 
 fn main() -> std::process::ExitCode {
