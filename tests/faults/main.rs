@@ -23,7 +23,6 @@
     reason = "figures are for whoever reads the test's output"
 )]
 
-mod forms;
 #[path = "../harness/mod.rs"]
 #[allow(
     dead_code,
@@ -44,7 +43,6 @@ mod proxy;
 mod report;
 mod stand;
 mod stored;
-mod tls;
 mod usage;
 mod wire;
 

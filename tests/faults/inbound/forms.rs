@@ -3,7 +3,7 @@
 
 /// What a request may come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(super) enum Fate {
     /// Its event is taken, whole.
     Taken,
     /// It is refused, or the connection closed: no event.
@@ -15,17 +15,17 @@ pub(crate) enum Fate {
 }
 
 /// A request as bytes.
-pub(crate) struct Form {
-    pub(crate) name: &'static str,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) fate: Fate,
+pub(super) struct Form {
+    pub(super) name: &'static str,
+    pub(super) bytes: Vec<u8>,
+    pub(super) fate: Fate,
 }
 
 /// A request within a request. Whoever takes it has lost track of where a request ends.
-pub(crate) const SMUGGLED: &str = r#"{"event":"smuggled"}"#;
+pub(super) const SMUGGLED: &str = r#"{"event":"smuggled"}"#;
 
 /// The event of a form, by its name.
-pub(crate) fn event(name: &str) -> String {
+pub(super) fn event(name: &str) -> String {
     format!(r#"{{"event":"form","name":"{name}"}}"#)
 }
 
@@ -41,7 +41,7 @@ fn chunk(body: &str) -> String {
     format!("{:x}\r\n{body}\r\n", body.len())
 }
 
-pub(crate) fn all() -> Vec<Form> {
+pub(super) fn all() -> Vec<Form> {
     let mut forms = Vec::new();
     lengths(&mut forms);
     codings(&mut forms);

@@ -17,7 +17,7 @@ const ACCEPTED: &[u8] =
 
 /// What the server does with a connection.
 #[derive(Clone)]
-pub(crate) enum Impostor {
+pub(super) enum Impostor {
     /// TLS with a certificate that no known authority has signed.
     Tls(TlsAcceptor),
     /// HTTP without TLS.
@@ -30,7 +30,7 @@ pub(crate) enum Impostor {
 
 impl Impostor {
     /// One whose certificate is for this name.
-    pub(crate) fn with_certificate_for(name: &str) -> Self {
+    pub(super) fn with_certificate_for(name: &str) -> Self {
         let signed = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -45,14 +45,14 @@ impl Impostor {
 }
 
 /// A running server; it ends when it is dropped.
-pub(crate) struct Server {
+pub(super) struct Server {
     address: SocketAddr,
     received: Arc<Mutex<Vec<u8>>>,
     _accepting: AbortOnDropHandle<()>,
 }
 
 impl Server {
-    pub(crate) async fn start(impostor: Impostor) -> Self {
+    pub(super) async fn start(impostor: Impostor) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let received = Arc::new(Mutex::new(Vec::new()));
@@ -74,12 +74,12 @@ impl Server {
         }
     }
 
-    pub(crate) fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("https://localhost:{}", self.address.port())
     }
 
     /// Everything that clients said to it, without the handshake of TLS.
-    pub(crate) fn received(&self) -> Vec<u8> {
+    pub(super) fn received(&self) -> Vec<u8> {
         self.received.lock().unwrap().clone()
     }
 }

@@ -1,3 +1,5 @@
+mod tls;
+
 use std::time::{Duration, Instant};
 
 use strapi_qstash::dev_server::{DEVELOPMENT_TOKEN, DevServer};
@@ -7,7 +9,8 @@ use crate::load::{Load, Sent};
 use crate::proxy::{Proxy, Way};
 use crate::report::{Report, Scale};
 use crate::stored::{Check, Stored};
-use crate::tls::{Impostor, Server};
+
+use tls::{Impostor, Server};
 
 /// Between the events of a connection: some hundred events a second in all.
 const PAUSE: Duration = Duration::from_millis(10);

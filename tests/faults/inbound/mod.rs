@@ -1,3 +1,5 @@
+mod forms;
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,12 +9,13 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::forms::{self, Fate, Form};
 use crate::harness::{LONG, fixtures, wait_until};
 use crate::load::Load;
 use crate::report::{Report, Scale};
 use crate::stand::Stand;
 use crate::usage;
+
+use forms::{Fate, Form};
 
 /// Between the events of a connection of the load.
 const PAUSE: Duration = Duration::from_millis(5);
