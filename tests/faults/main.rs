@@ -23,6 +23,8 @@
     reason = "figures are for whoever reads the test's output"
 )]
 
+/// QStash's answers: every status, and everything that is no answer.
+mod answers;
 #[path = "../harness/mod.rs"]
 #[allow(
     dead_code,
@@ -88,6 +90,9 @@ const FAULTS: &[Fault] = &[
     ("a backlog of a million events", memory::large_backlog),
     ("10,000 idle connections", memory::idle_connections),
     ("bodies of 30 MB at once", memory::large_bodies),
+    ("every status", answers::statuses),
+    ("malformed answers", answers::malformed),
+    ("redirects", answers::redirects),
     ("malformed requests", inbound::malformed),
     ("hang-ups at every byte", inbound::hang_ups),
     ("slow senders", inbound::slow_senders),

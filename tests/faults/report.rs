@@ -82,6 +82,17 @@ impl Report {
         self.wrong.extend(stored.damage.iter().cloned());
     }
 
+    /// Adds another report of the same fault.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.tries += other.tries;
+        self.accepted += other.accepted;
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.recovered_in(other.worst_recovery);
+        self.wrong.extend(other.wrong);
+        self.notes.extend(other.notes);
+    }
+
     /// Where QStash refuses nothing, no event may be a dead letter.
     pub(crate) fn no_dead_letters(&mut self, stored: &Stored) {
         if let Some((number, reason)) = stored.dead.first() {

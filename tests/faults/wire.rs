@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 #[derive(Debug, Clone)]
 pub(crate) struct Whole {
     pub(crate) bytes: Vec<u8>,
+    /// Where the body begins.
+    pub(crate) body_at: usize,
 }
 
 impl Whole {
@@ -32,7 +34,21 @@ impl Whole {
                 ends_at = body_at + length(&bytes[..body_at])?;
             }
         }
-        Ok(Some(Self { bytes }))
+        Ok(Some(Self { bytes, body_at }))
+    }
+
+    /// The head, for a person or to be searched.
+    pub(crate) fn head(&self) -> String {
+        String::from_utf8_lossy(&self.bytes[..self.body_at]).into_owned()
+    }
+
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.bytes[self.body_at..]
+    }
+
+    /// The value of a header, by its name in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        header(&self.head(), name)
     }
 }
 

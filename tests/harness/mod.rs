@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use client::{Answer, Client};
 pub(crate) use process::{Process, binary};
-pub(crate) use sink::Sink;
+pub(crate) use sink::{Ledger, Sink};
 
 /// Longer than anything here takes, even on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(30);

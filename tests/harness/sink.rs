@@ -133,7 +133,8 @@ impl Ledger {
         answers.collect()
     }
 
-    fn take_one(&mut self, id: &str, body: &[u8]) -> Value {
+    /// Takes a message in; its right answer.
+    pub(crate) fn take_one(&mut self, id: &str, body: &[u8]) -> Value {
         match self.take(id, body) {
             true => json!([{ "messageId": format!("msg_{id}") }]),
             false => json!([{ "messageId": format!("msg_{id}"), "deduplicated": true }]),
