@@ -18,7 +18,7 @@ use crate::usage;
 use forms::{Fate, Form};
 
 /// Between the events of a connection of the load.
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a sidecar has open when nobody is connected.
 const FEW_FILES: usize = 50;
