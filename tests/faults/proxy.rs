@@ -33,7 +33,7 @@ pub(crate) enum Way {
     Trickle,
     /// It is passed on twice.
     Twice,
-    /// One of the ways above, by chance: half of the requests pass.
+    /// By chance, it or its answer is cut in two of three cases.
     ByChance,
 }
 
@@ -169,7 +169,7 @@ async fn pass(
 
 fn by_chance(way: Way) -> Way {
     match way {
-        Way::ByChance => match fastrand::u8(0..4) {
+        Way::ByChance => match fastrand::u8(0..3) {
             0 => Way::CutRequest,
             1 => Way::CutAnswer,
             _ => Way::Open,

@@ -8,12 +8,13 @@ use crate::harness::{LONG, Process, QStash, number, wait_until};
 use crate::load::{Load, Sent};
 use crate::proxy::{Proxy, Way};
 use crate::report::{Report, Scale};
+use crate::shim::Shim;
 use crate::stored::{Check, Stored};
 
 use tls::{Impostor, Server};
 
 /// Between the events of a connection: some hundred events a second in all.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a sidecar may take to notice that QStash is back, and to publish what waits: it
 /// may be within a wait of a third of the outage, and that within a request without answer.
@@ -31,8 +32,10 @@ pub(crate) fn reset_in_the_answer(scale: Scale) -> Report {
     crate::block_on(through(Way::CutAnswer, scale.pick(3, 60)))
 }
 
-pub(crate) fn half_of_all_requests_reset(scale: Scale) -> Report {
-    crate::block_on(through(Way::ByChance, scale.pick(5, 120)))
+/// With more events, so that some meet five resets in a row.
+pub(crate) fn most_requests_reset(scale: Scale) -> Report {
+    let pause = Duration::from_millis(5);
+    crate::block_on(through_at(pause, Way::ByChance, scale.pick(6, 120)))
 }
 
 pub(crate) fn no_answer(scale: Scale) -> Report {
@@ -56,8 +59,12 @@ pub(crate) fn requests_sent_twice(scale: Scale) -> Report {
 
 /// One way for so many seconds, between two times in which all is well.
 async fn through(way: Way, seconds: u64) -> Report {
+    through_at(PAUSE, way, seconds).await
+}
+
+async fn through_at(pause: Duration, way: Way, seconds: u64) -> Report {
     let stand = Stand::start().await;
-    let load = stand.load().await;
+    let load = stand.load(pause).await;
     stand.proxy.set(way).await;
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     stand.proxy.set(Way::Open).await;
@@ -68,7 +75,7 @@ async fn through(way: Way, seconds: u64) -> Report {
 pub(crate) fn flapping(scale: Scale) -> Report {
     crate::block_on(async {
         let stand = Stand::start().await;
-        let load = stand.load().await;
+        let load = stand.load(PAUSE).await;
         let mut worst = Duration::ZERO;
         for _ in 0..scale.pick(5, 300) {
             stand.proxy.set(Way::Refused).await;
@@ -126,6 +133,41 @@ pub(crate) fn unknown_name(_: Scale) -> Report {
     crate::block_on(async {
         let mut report = Report::default();
         misdirected(&mut report, "https://qstash.invalid", "no connection").await;
+        report
+    })
+}
+
+/// A name that does not resolve for a while.
+pub(crate) fn resolver_away(scale: Scale) -> Report {
+    crate::block_on(async {
+        let (qstash, shim) = (QStash::start().await, Shim::new().await);
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("http://localhost:{}", qstash.server.addr().port());
+        let mut command = Process::command_to(&dir, &url, &["--listen", "127.0.0.1:0"]);
+        shim.preload(&mut command);
+        shim.fail_names(true);
+        let process = Process::spawn(command).await;
+        let load = Load::start(process.webhook, 0, PAUSE);
+        tokio::time::sleep(Duration::from_secs(scale.pick(3, 60))).await;
+        let mut report = Report {
+            tries: 1,
+            ..Report::default()
+        };
+        if qstash.server.counts().accepted > 0
+            || !process.log().contains("failed to lookup address")
+        {
+            let text = format!("the name did resolve: {}", process.log());
+            report.wrong.push(text);
+        }
+        shim.fail_names(false);
+        let back = Instant::now();
+        let flows = |server: &DevServer| server.counts().accepted > 0;
+        qstash.server.wait_until(LONGEST_RECOVERY, flows).await;
+        report.recovered_in(back.elapsed());
+        let sent = load.stop().await;
+        sent.check(&mut report);
+        qstash.wait_for(sent.accepted.len(), LONG).await;
+        judge(&mut report, &qstash, &dir, &sent);
         report
     })
 }
@@ -195,8 +237,8 @@ impl Stand {
     }
 
     /// Events come, and the first ones go out.
-    async fn load(&self) -> Load {
-        let load = Load::start(self.process.webhook, 0, PAUSE);
+    async fn load(&self, pause: Duration) -> Load {
+        let load = Load::start(self.process.webhook, 0, pause);
         self.qstash.wait_for(50, LONG).await;
         load
     }
