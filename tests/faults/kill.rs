@@ -1,102 +1,192 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyper::StatusCode;
+use strapi_qstash::clock;
+use strapi_qstash::dev_server::{Fault, Faults, Message};
+use tokio_util::sync::CancellationToken;
+
 use crate::harness::{Client, LONG, Process, QStash, number, update};
+use crate::load::Load;
 use crate::report::{Report, Scale};
+use crate::stored::{Check, Stored};
 
-/// Posts events `n`, `n + step`, … until the connection breaks; those answered 202.
-async fn post_until_killed(address: SocketAddr, first: usize, step: usize) -> Vec<usize> {
-    let mut answered = Vec::new();
-    let mut client = Client::connect(address).await;
-    for n in (first..).step_by(step) {
-        let headers = ["Content-Type: application/json"];
-        match client
-            .try_post("/webhook", &headers, update(n).as_bytes())
-            .await
-        {
-            Ok(answer) => {
-                assert_eq!(answer.status, 202);
-                answered.push(n);
-            }
-            Err(_killed) => break,
-        }
-    }
-    answered
-}
+/// From the start of the process until a request is answered: what the sidecar is to keep to.
+const START: Duration = Duration::from_millis(200);
 
-/// New events while a backlog drains and history is purged, killed at random moments.
+/// What no start may take, on the busiest machine.
+const LONGEST_START: Duration = Duration::from_secs(2);
+
+/// New events while a backlog drains, history is purged and QStash fails in every way, killed
+/// at random moments.
 pub(crate) fn under_mixed_load(scale: Scale) -> Report {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(run(scale.pick(15, 300)))
+    crate::block_on(run(scale.pick(15, 300)))
 }
 
 async fn run(rounds: usize) -> Report {
     let qstash = QStash::start().await;
     let dir = tempfile::tempdir().unwrap();
     let mut random = fastrand::Rng::with_seed(20);
-    let mut report = Report::default();
+    let (mut report, mut arrived) = (Report::default(), Arrived::default());
     let mut accepted: BTreeSet<usize> = BTreeSet::new();
-    let mut address = None;
-    let mut next = 0;
-    for _ in 0..rounds {
+    let mut starts = Vec::new();
+    let (mut address, mut next) = (None, 0);
+    for round in 0..rounds {
         report.tries += 1;
+        // Refused for the whole round, now and then, so that there is a backlog to begin with.
+        let faults = qstash.server.faults();
+        faults.set(Fault::Refuse).await;
         let started = Instant::now();
         let process = Process::start(&dir, &qstash, address, &["--keep-delivered", "1s"]).await;
-        report.recovered_in(started.elapsed());
+        let mut client = Client::connect(process.webhook).await;
+        // One that does not wait for the disk, which is everyone's on this machine.
+        let answer = client
+            .send(b"GET /webhook HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await;
+        starts.push(started.elapsed());
+        assert_eq!(answer.status, 405);
+        assert_eq!(client.post("/webhook", &update(next)).await.status, 202);
+        accepted.insert(next);
         address = Some(process.webhook);
-        // Each sender has two documents of its own, so that its order is theirs.
-        let senders: Vec<_> = (0..5)
-            .map(|sender| tokio::spawn(post_until_killed(process.webhook, next + sender, 5)))
-            .collect();
+
+        let stop = CancellationToken::new();
+        let switching = (round % 4 > 0).then(|| {
+            let random = fastrand::Rng::with_seed(round as u64);
+            tokio::spawn(switch(faults, random, stop.clone()))
+        });
+        // Replays and discards over the admin API belong here too, once it has them: what is
+        // discarded then leaves `accepted`, and a replay may arrive once more.
+        let load = Load::start(process.webhook, next + 10, Duration::from_millis(1));
         tokio::time::sleep(Duration::from_millis(random.u64(20..200))).await;
         process.kill().await;
-        for sender in senders {
-            let answered = sender.await.unwrap();
-            next = next.max(answered.last().map_or(0, |n| n + 100));
-            accepted.extend(answered);
+        let sent = load.end().await;
+        stop.cancel();
+        if let Some(switching) = switching {
+            switching.await.unwrap();
         }
-        next -= next % 10;
-    }
-    let mut last = Process::start(&dir, &qstash, address, &[]).await;
-    let arrived = || -> BTreeSet<usize> {
-        qstash
-            .accepted()
-            .iter()
-            .map(|message| number(&message.body))
-            .collect()
-    };
-    qstash
-        .server
-        .wait_until(LONG, |_| accepted.is_subset(&arrived()))
-        .await;
-    report.accepted = accepted.len();
-    report.lost = accepted.difference(&arrived()).count();
-    let numbers: Vec<usize> = qstash
-        .accepted()
-        .iter()
-        .map(|message| number(&message.body))
-        .collect();
-    report.duplicated = numbers.len() - numbers.iter().collect::<BTreeSet<_>>().len();
-    for document in 0..10 {
-        if !numbers.iter().filter(|n| *n % 10 == document).is_sorted() {
-            report
-                .wrong
-                .push(format!("document {document} is out of order"));
+        next = sent.next.max(next + 10);
+        accepted.extend(sent.accepted);
+        report.wrong.extend(sent.refused);
+
+        arrived.update(&qstash);
+        let stored = Stored::read(dir.path(), Check::Quick);
+        let mut so_far = Report {
+            tries: 1,
+            ..Report::default()
+        };
+        so_far.judge(&accepted, &arrived.numbers, &stored);
+        if let Err(wrong) = so_far.verdict() {
+            report.wrong.push(format!("after round {round}: {wrong}"));
         }
     }
+    finish(&mut report, &qstash, &dir, address, &accepted, &mut arrived).await;
+    judge_starts(&mut report, starts);
+    report
+}
+
+/// QStash works again, and everything goes out.
+async fn finish(
+    report: &mut Report,
+    qstash: &QStash,
+    dir: &tempfile::TempDir,
+    address: Option<SocketAddr>,
+    accepted: &BTreeSet<usize>,
+    arrived: &mut Arrived,
+) {
+    qstash.server.faults().set(Fault::None).await;
+    let started = Instant::now();
+    let mut last = Process::start(dir, qstash, address, &[]).await;
+    let deadline = started + LONG;
+    while !accepted.is_subset(&arrived.set()) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        arrived.update(qstash);
+    }
+    report.recovered_in(started.elapsed());
     last.signal("TERM");
     assert_eq!(last.exit_code().await, Some(0));
-    let db = rusqlite::Connection::open(dir.path().join("strapi-qstash.db")).unwrap();
-    let check: String = db
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
-    if check != "ok" {
-        report.wrong.push(check);
+    arrived.update(qstash);
+    let stored = Stored::read(dir.path(), Check::Full);
+    report.judge(accepted, &arrived.numbers, &stored);
+    report.no_dead_letters(&stored);
+    let waiting = stored.pending.len();
+    if waiting > 0 {
+        report.wrong.push(format!("{waiting} events still wait"));
     }
+    let repeats = qstash.server.counts().deduplicated;
     report
+        .notes
+        .push(format!("QStash dropped {repeats} repeats"));
+}
+
+fn judge_starts(report: &mut Report, mut starts: Vec<Duration>) {
+    starts.sort();
+    let worst = starts.last().copied().unwrap_or_default();
+    report.notes.push(format!(
+        "from start to an answer: median {} ms, worst {} ms, {} of {} above {} ms",
+        starts[starts.len() / 2].as_millis(),
+        worst.as_millis(),
+        starts.iter().filter(|took| **took > START).count(),
+        starts.len(),
+        START.as_millis(),
+    ));
+    if worst > LONGEST_START {
+        report.wrong.push(format!("a start took {worst:?}"));
+    }
+}
+
+/// Every way in which QStash can fail that is not about one message, at random moments.
+async fn switch(faults: Faults, mut random: fastrand::Rng, stop: CancellationToken) {
+    loop {
+        let soon = clock::now().plus(Duration::from_millis(300));
+        let fault = match random.u8(0..16) {
+            0 => Fault::Refuse,
+            1 => Fault::Hang,
+            2 => Fault::Reset,
+            3 | 4 => Fault::AcceptThenReset,
+            5 => Fault::Garbled,
+            6 => Fault::GarbledAccepted,
+            7 => Fault::status(StatusCode::INTERNAL_SERVER_ERROR, "internal error"),
+            8 => Fault::html(StatusCode::BAD_GATEWAY),
+            9 => Fault::Unauthorized,
+            10 => Fault::DailyQuota { reset: soon },
+            11 => Fault::BurstLimit { reset: soon },
+            _ => Fault::None,
+        };
+        faults.set(fault).await;
+        let pause = Duration::from_millis(random.u64(1..60));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// What the development server has, read bit by bit: it forgets its oldest messages.
+#[derive(Default)]
+struct Arrived {
+    /// Without repeats.
+    numbers: Vec<usize>,
+    last: Option<Arc<Message>>,
+}
+
+impl Arrived {
+    fn update(&mut self, qstash: &QStash) {
+        let messages = qstash.server.messages();
+        let is_last = |message: &Arc<Message>| {
+            let last = self.last.as_ref();
+            last.is_some_and(|last| Arc::ptr_eq(last, message))
+        };
+        let known = messages.iter().rposition(is_last).map_or(0, |at| at + 1);
+        let new = messages.iter().skip(known);
+        let new = new.filter(|message| !message.deduplicated);
+        self.numbers
+            .extend(new.map(|message| number(&message.body)));
+        self.last = messages.last().cloned();
+    }
+
+    fn set(&self) -> BTreeSet<usize> {
+        self.numbers.iter().copied().collect()
+    }
 }

@@ -31,7 +31,11 @@ mod drain;
 /// The buffer at its limit.
 mod full;
 #[path = "../harness/mod.rs"]
-#[allow(dead_code, reason = "shared with the other tests, which use the rest")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "shared with the other tests, which use the rest"
+)]
 mod harness;
 /// QStash away, refusing or limiting.
 mod outage;

@@ -19,12 +19,12 @@ use strapi_qstash::buffer::Buffer;
 use strapi_qstash::config::Config;
 use strapi_qstash::dev_server::{DEVELOPMENT_TOKEN, Fault};
 
-use crate::forgetful::{
+use super::forgetful::{
     Contents, Faults, Forgetful, Luck, Op, Record, Replay, without_commit_syncs, without_syncs,
     write_out,
 };
+use super::load::{Answered, Load, Shape, ranges};
 use crate::harness::{Process, QStash, parse};
-use crate::load::{Answered, Load, Shape, ranges};
 use crate::report::{Report, Scale};
 
 pub(crate) const BUFFER: &str = "strapi-qstash.db";

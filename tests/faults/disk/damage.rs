@@ -11,11 +11,11 @@ use std::time::Instant;
 use rusqlite::Connection;
 use strapi_qstash::dev_server::Fault;
 
-use crate::errors::{empty_log, post_all};
+use super::errors::{empty_log, post_all};
+use super::load::{Answered, arrived, ranges, settle, settle_with};
+use super::pages::{Page, page_size, rows};
+use super::power::BUFFER;
 use crate::harness::{Client, LONG, Process, QStash, update};
-use crate::load::{Answered, arrived, ranges, settle, settle_with};
-use crate::pages::{Page, page_size, rows};
-use crate::power::BUFFER;
 use crate::report::{Report, Scale};
 
 /// Events in the buffer that is damaged: of each table there are several pages.

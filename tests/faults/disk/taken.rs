@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use strapi_qstash::dev_server::Fault;
 
-use crate::errors::{empty_log, post_all};
+use super::errors::{empty_log, post_all};
+use super::load::{Answered, arrived, post, settle};
+use super::power::BUFFER;
 use crate::harness::{Client, LONG, Process, QStash};
-use crate::load::{Answered, arrived, post, settle};
-use crate::power::BUFFER;
 use crate::report::{Report, Scale};
 
 /// What happens to the files.

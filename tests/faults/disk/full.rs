@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use strapi_qstash::dev_server::Fault;
 
-use crate::disk::Disk;
-use crate::errors::{becomes, drains, post_all};
+use super::errors::{becomes, drains, post_all};
+use super::load::{Answered, Load, Shape, settle};
+use super::mount::Disk;
+use super::power::BUFFER;
 use crate::harness::{LONG, Process, QStash, wait_until};
-use crate::load::{Answered, Load, Shape, settle};
-use crate::power::BUFFER;
 use crate::report::{Report, Scale};
 
 /// What the sidecar gives up when the disk is full.

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use strapi_qstash::dev_server::{DevServer, Fault};
 
-use crate::forgetful::{Faults, Forgetful};
+use super::forgetful::{Faults, Forgetful};
+use super::load::{Answered, Load, Shape, arrived, post, settle, settle_with};
+use super::power::BUFFER;
 use crate::harness::{Client, LONG, Process, QStash, update};
-use crate::load::{Answered, Load, Shape, arrived, post, settle, settle_with};
-use crate::power::BUFFER;
 use crate::report::{Report, Scale};
 
 /// How long a fault lasts.
