@@ -6,11 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Client, update};
 use crate::report::Report;
+
+/// So many connections at a time fit into the queue of a listening socket.
+const CONNECTING: usize = 100;
 
 /// Strapi's own number of requests in flight.
 const CONNECTIONS: usize = 5;
@@ -114,6 +118,17 @@ impl Sent {
                 .push(format!("an answer took {:?}", self.slowest));
         }
     }
+}
+
+/// Opens many connections that say nothing yet.
+pub(crate) async fn connect(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut streams = Vec::with_capacity(count);
+    while streams.len() < count {
+        let some = CONNECTING.min(count - streams.len());
+        let connecting: JoinSet<_> = (0..some).map(|_| TcpStream::connect(address)).collect();
+        streams.extend(connecting.join_all().await.into_iter().map(Result::unwrap));
+    }
+    streams
 }
 
 async fn send(

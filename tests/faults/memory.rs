@@ -1,10 +1,9 @@
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::harness::{Client, LONG, update, wait_until};
-use crate::load::{Load, Sent};
+use crate::load::{self, Load, Sent};
 use crate::proxy::Way;
 use crate::report::{Report, Scale};
 use crate::stand::Stand;
@@ -62,14 +61,7 @@ pub(crate) fn idle_connections(scale: Scale) -> Report {
         }
         let stand = Stand::start().await;
         let load = Load::start(stand.process.webhook, 0, Duration::from_millis(10));
-        let mut idle = Vec::with_capacity(count);
-        while idle.len() < count {
-            let some = count.min(idle.len() + 100) - idle.len();
-            let connecting: JoinSet<_> = (0..some)
-                .map(|_| TcpStream::connect(stand.process.webhook))
-                .collect();
-            idle.extend(connecting.join_all().await.into_iter().map(Result::unwrap));
-        }
+        let mut idle = load::connect(stand.process.webhook, count).await;
         let pid = stand.process.pid();
         let all_accepted = || usage::open_files(pid) >= count;
         assert!(wait_until(LONG, all_accepted).await);

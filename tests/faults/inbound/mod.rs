@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::harness::{LONG, fixtures, wait_until};
-use crate::load::Load;
+use crate::load::{self, Load};
 use crate::report::{Report, Scale};
 use crate::stand::Stand;
 use crate::usage;
@@ -32,7 +32,7 @@ const HEAD: &str = "POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-type: applicati
 pub(crate) fn malformed(scale: Scale) -> Report {
     crate::block_on(async {
         let mut siege = Siege::start().await;
-        for _ in 0..scale.pick(1, 20) {
+        for _ in 0..scale.pick(1, 10) {
             let address = siege.address();
             let forms: JoinSet<_> = forms::all()
                 .into_iter()
@@ -120,22 +120,16 @@ pub(crate) fn slow_senders(scale: Scale) -> Report {
         let lasting = Duration::from_secs(scale.pick(4, 100));
         let body = forms::event(&"slow".repeat(50));
         let head = format!("{HEAD}content-length: {}\r\n\r\n", body.len());
-        let count = scale.pick(100, 1_000);
+        let count = scale.pick(100, 600);
+        let mut streams = load::connect(address, 3 * count).await.into_iter();
         let mut slow = JoinSet::new();
+        let mut send = |at_once: String, slowly: String| {
+            slow.spawn(trickle(streams.next().unwrap(), at_once, slowly, lasting));
+        };
         for _ in 0..count {
-            slow.spawn(trickle(
-                address,
-                String::new(),
-                format!("{head}{body}"),
-                lasting,
-            ));
-            slow.spawn(trickle(address, head.clone(), body.clone(), lasting));
-            slow.spawn(trickle(
-                address,
-                format!("{head}{}", &body[..20]),
-                String::new(),
-                lasting,
-            ));
+            send(String::new(), format!("{head}{body}"));
+            send(head.clone(), body.clone());
+            send(format!("{head}{}", &body[..20]), String::new());
         }
         siege.report.tries = slow.len();
         let ends = slow.join_all().await;
@@ -160,12 +154,12 @@ pub(crate) fn slow_senders(scale: Scale) -> Report {
 /// Sends the second part at a byte a second and never all of it, then waits; what it was told
 /// if the other end closed.
 async fn trickle(
-    address: SocketAddr,
+    stream: TcpStream,
     at_once: String,
     slowly: String,
     lasting: Duration,
 ) -> Option<String> {
-    let (mut reading, mut writing) = TcpStream::connect(address).await.unwrap().into_split();
+    let (mut reading, mut writing) = stream.into_split();
     let sending = async move {
         writing.write_all(at_once.as_bytes()).await.ok();
         for byte in slowly.bytes().skip(1) {
