@@ -129,6 +129,9 @@ struct State {
     passed_over: HashSet<Seq>,
     /// Messages accepted so far: tells whether others pass while one fails.
     passed: u64,
+    /// Requests so far in which the connection broke, and not for an event that had failed
+    /// before: tells whether the way to QStash is what breaks them.
+    broken: u64,
     paused_until: Option<Instant>,
     reports: mpsc::UnboundedSender<Report>,
 }
@@ -208,6 +211,7 @@ impl Forwarder {
             unsettled: 0,
             passed_over: HashSet::new(),
             passed: 0,
+            broken: 0,
             paused_until: None,
             reports,
         };
@@ -270,11 +274,10 @@ impl Forwarder {
         }
     }
 
-    /// Makes an entry of what the buffer gave. An address that this version cannot read is a
+    /// Makes an entry of what the buffer gave. It may go at once, whatever time it was due: the
+    /// wall clock may have jumped since, and what it waits for is tried anyway. An address that this version cannot read is a
     /// dead letter, so that it blocks nothing.
     fn entry(&self, state: &mut State, event: Pending) -> Option<Entry> {
-        let (now, wall) = (Instant::now(), clock::now());
-        let due = (event.due_at > wall).then(|| now + event.due_at.since(wall).min(AGE_LOOK));
         let destination = event
             .address
             .destination
@@ -289,7 +292,6 @@ impl Forwarder {
                     options,
                     ..destination
                 },
-                due,
             )),
             (Err(reason), _) | (_, Err(reason)) => {
                 self.metrics.dead_rejected.add();
