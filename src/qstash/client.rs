@@ -18,7 +18,7 @@ use super::message::Message;
 use super::token::Token;
 use super::{Api, Settings, tls};
 use crate::clock;
-use crate::destination::Target;
+use crate::destination::{DeliveryOptions, Target};
 
 /// A host that does not even complete a handshake in this time is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -141,11 +141,7 @@ impl Client {
         messages: &[Message<'_>],
         patience: Duration,
     ) -> BatchOutcome {
-        let items: Vec<_> = messages
-            .iter()
-            .map(|message| message.batch_item(&self.settings.options))
-            .collect();
-        let body = match serde_json::to_vec(&items) {
+        let body = match batch_body(messages, &self.settings.options) {
             Ok(body) => body,
             // Not text after all: split until the one that is not goes alone.
             Err(error) => {
@@ -279,6 +275,18 @@ impl Client {
         }
         outcome
     }
+}
+
+/// The body of a batch.
+pub(super) fn batch_body(
+    messages: &[Message<'_>],
+    defaults: &DeliveryOptions,
+) -> serde_json::Result<Vec<u8>> {
+    let items: Vec<_> = messages
+        .iter()
+        .map(|message| message.batch_item(defaults))
+        .collect();
+    serde_json::to_vec(&items)
 }
 
 fn read<'a>(response: &'a Response, body: &'a [u8]) -> Answer<'a> {

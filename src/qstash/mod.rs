@@ -50,3 +50,29 @@ pub enum TokenSource {
     /// A file that may change while the sidecar runs.
     File(PathBuf),
 }
+
+/// Both sides of [`Client::publish_batch`] without the network, for the benches.
+#[doc(hidden)]
+pub mod parts {
+    use reqwest::StatusCode;
+    use reqwest::header::HeaderMap;
+
+    use super::answer::Answer;
+    use super::{BatchOutcome, Message};
+    use crate::clock::Timestamp;
+    use crate::destination::DeliveryOptions;
+
+    pub fn batch_body(messages: &[Message<'_>]) -> Vec<u8> {
+        super::client::batch_body(messages, &DeliveryOptions::default()).unwrap_or_default()
+    }
+
+    pub fn read_batch(body: &[u8], count: usize) -> BatchOutcome {
+        let answer = Answer {
+            status: StatusCode::OK,
+            headers: &HeaderMap::new(),
+            body,
+            now: Timestamp::default(),
+        };
+        answer.to_batch(count)
+    }
+}
