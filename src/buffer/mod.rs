@@ -11,9 +11,11 @@
 mod checkpoint;
 mod lock;
 mod opening;
+mod outcomes;
 mod record;
 mod reopening;
 mod reserve;
+mod room;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tracing::error;
 
 pub use self::lock::LockError;
@@ -40,6 +43,9 @@ pub use self::store::StoreError;
 use self::writer::{Command, Shared};
 use crate::clock::Timestamp;
 use crate::event::EventId;
+
+/// Outcomes wait this long for new events, whose commit they share.
+const SETTLE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Appends and settlements that may wait for the writer. Beyond it callers wait: Strapi has
 /// five requests in flight, so this is only reached by other senders.
@@ -218,13 +224,19 @@ impl Buffer {
         committed.await.map_err(|_closed| AppendError::Closed)?
     }
 
-    /// Records what became of events; all of them in one commit.
+    /// Records what became of events, within a few milliseconds: new events that come meanwhile
+    /// share the commit.
     pub async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), AppendError> {
-        let (done, committed) = oneshot::channel();
+        let (done, mut committed) = oneshot::channel();
         let sent = self
             .commands
             .send(Command::Settle { settlements, done })
             .await;
+        sent.map_err(|_closed| AppendError::Closed)?;
+        if let Ok(committed) = timeout(SETTLE_PAUSE, &mut committed).await {
+            return committed.map_err(|_closed| AppendError::Closed)?;
+        }
+        let sent = self.commands.send(Command::SettleNow).await;
         sent.map_err(|_closed| AppendError::Closed)?;
         committed.await.map_err(|_closed| AppendError::Closed)?
     }

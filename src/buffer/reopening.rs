@@ -117,7 +117,11 @@ impl Command {
             Self::Change { done, .. } => {
                 done.send(Err(failed())).ok();
             }
-            Self::Tidy | Self::Probe { .. } | Self::Damaged { .. } | Self::Close => {}
+            Self::Tidy
+            | Self::SettleNow
+            | Self::Probe { .. }
+            | Self::Damaged { .. }
+            | Self::Close => {}
             #[cfg(test)]
             Self::Panic => {}
         }

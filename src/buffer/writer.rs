@@ -8,15 +8,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::checkpoint::Copying;
 use super::opening::{Failure, Left, Opener};
+use super::outcomes::Outcomes;
 use super::reopening::Waiters;
-use super::reserve::{Disk, Reserve};
+use super::reserve::Reserve;
 use super::store::{Store, StoreError};
 use super::{AppendError, Change, Fate, Health, NewEvent, Settings, Settlement, Tally};
 use crate::clock;
@@ -24,12 +25,6 @@ use crate::clock;
 /// Commands in one commit. More would only make the first of them wait longer: the cost of
 /// the fdatasync is spread thinly enough at this.
 const MAX_GROUP: usize = 256;
-
-/// Between two tries to take the reserve back.
-const RESERVE_LOOK: Duration = Duration::from_millis(500);
-
-/// What must fit for the buffer to count as writable.
-const TYPICAL_EVENT: u64 = 4096;
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -41,6 +36,8 @@ pub(super) enum Command {
         settlements: Vec<Settlement>,
         done: oneshot::Sender<Result<(), AppendError>>,
     },
+    /// Outcomes do not wait for new events any longer.
+    SettleNow,
     Change {
         change: Change,
         done: oneshot::Sender<Result<u64, AppendError>>,
@@ -85,7 +82,7 @@ impl Default for Shared {
 
 impl Shared {
     /// Each change is logged once, here, and not at each event that meets it.
-    fn set_health(&self, health: Health) {
+    pub(super) fn set_health(&self, health: Health) {
         let changed = self
             .health
             .send_if_modified(|now| std::mem::replace(now, health) != health);
@@ -111,7 +108,7 @@ impl Shared {
         self.set_health(Health::Writable);
     }
 
-    fn set_tally(&self, tally: Tally) {
+    pub(super) fn set_tally(&self, tally: Tally) {
         *self.tally.lock().unwrap_or_else(PoisonError::into_inner) = tally;
     }
 }
@@ -154,6 +151,7 @@ pub(super) fn run(
         shared.failed(&cause);
         carried = std::mem::take(&mut writer.carried);
         unanswered = std::mem::take(&mut writer.unanswered);
+        unanswered.extend(std::mem::take(&mut writer.outcomes).into_commands());
         left = match &*cause {
             StoreError::Moved => Left::Moved(Box::new(writer.into_store())),
             error if error.is_damage() => Left::Damaged,
@@ -168,16 +166,17 @@ enum Ended {
     Failed(Failure),
 }
 
-struct Writer<'a> {
-    store: Store,
-    reserve: &'a mut Reserve,
-    shared: &'a Shared,
-    settings: &'a Settings,
+pub(super) struct Writer<'a> {
+    pub(super) store: Store,
+    pub(super) reserve: &'a mut Reserve,
+    pub(super) shared: &'a Shared,
+    pub(super) settings: &'a Settings,
     /// Whether there may be history to remove or free pages to give back.
     tidying: bool,
     copying: Copying,
     /// The reserve is not tried to be taken back before this.
-    reserve_look: Instant,
+    pub(super) reserve_look: Instant,
+    outcomes: Outcomes,
     carried: Carried,
     /// What could not be committed: tried once more in the file as it is opened again.
     unanswered: Vec<Command>,
@@ -207,6 +206,7 @@ impl<'a> Writer<'a> {
             tidying: true,
             copying,
             reserve_look: Instant::now(),
+            outcomes: Outcomes::default(),
             carried: Carried::default(),
             unanswered: Vec::new(),
         }
@@ -221,7 +221,8 @@ impl<'a> Writer<'a> {
         let mut is_second_try = !group.is_empty();
         self.take_reserve();
         loop {
-            if self.tidying && group.is_empty() && commands.is_empty() {
+            let is_busy = !group.is_empty() || self.outcomes.are_due();
+            if self.tidying && !is_busy && commands.is_empty() {
                 match self.tidy_step() {
                     Ok(more) => self.tidying = more,
                     // It needs room itself; what is stored is as safe as before.
@@ -232,7 +233,10 @@ impl<'a> Writer<'a> {
                     continue;
                 }
             }
-            if group.is_empty() && commands.blocking_recv_many(&mut group, MAX_GROUP) == 0 {
+            if is_busy {
+                let waiting = std::iter::from_fn(|| commands.try_recv().ok());
+                group.extend(waiting.take(MAX_GROUP));
+            } else if commands.blocking_recv_many(&mut group, MAX_GROUP) == 0 {
                 return Ended::Closed;
             }
             match self.handle(&mut group) {
@@ -257,13 +261,14 @@ impl<'a> Writer<'a> {
 
     /// Commits a group and answers it; `true` when it was told to close.
     fn handle(&mut self, group: &mut Vec<Command>) -> Result<bool, Failure> {
-        let (mut appends, mut settles, mut changes, mut probes, mut close) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), false);
+        let (mut appends, mut changes, mut probes, mut close) =
+            (Vec::new(), Vec::new(), Vec::new(), false);
         let mut is_damaged = false;
         for command in group.drain(..) {
             match command {
                 Command::Append { event, done } => appends.push((event, done)),
-                Command::Settle { settlements, done } => settles.push((settlements, done)),
+                Command::Settle { settlements, done } => self.outcomes.push(settlements, done),
+                Command::SettleNow => self.outcomes.hurry(),
                 Command::Change { change, done } => changes.push((change, done)),
                 Command::Tidy => {
                     self.tidying = true;
@@ -278,14 +283,12 @@ impl<'a> Writer<'a> {
                 Command::Panic => panic!("as the test wants it"),
             }
         }
-        if let Err(failure) = self.commit(&mut appends, &mut settles) {
+        let is_urgent = close || !changes.is_empty();
+        if let Err(failure) = self.commit_all(&mut appends, is_urgent) {
             let appends = appends
                 .into_iter()
                 .map(|(event, done)| Command::Append { event, done });
-            let settles = settles
-                .into_iter()
-                .map(|(settlements, done)| Command::Settle { settlements, done });
-            self.unanswered = appends.chain(settles).collect();
+            self.unanswered = appends.collect();
             return Err(failure);
         }
         for (change, done) in changes {
@@ -301,32 +304,45 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Answers all of them, or fails.
-    fn commit(
+    /// Commits the events; outcomes as they are due, or all when it `is_urgent`: what a person
+    /// changes is to be what they have come to.
+    fn commit_all(
         &mut self,
         appends: &mut Vec<Waiting<Box<NewEvent>>>,
-        settles: &mut Vec<Waiting<Vec<Settlement>>>,
+        is_urgent: bool,
     ) -> Result<(), Failure> {
+        self.commit(appends)?;
+        while is_urgent && !self.outcomes.is_empty() {
+            self.outcomes.hurry();
+            self.commit(&mut Vec::new())?;
+        }
+        Ok(())
+    }
+
+    /// Answers all events and some outcomes, or fails.
+    fn commit(&mut self, appends: &mut Vec<Waiting<Box<NewEvent>>>) -> Result<(), Failure> {
         if let Err(full) = self.make_room(appends)? {
             self.shared.set_health(Health::Full);
             for (_, done) in appends.drain(..) {
                 done.send(Err(full.clone())).ok(); // the caller may have gone
             }
         }
-        if appends.is_empty() && settles.is_empty() {
+        let events: Vec<&NewEvent> = appends.iter().map(|(event, _)| &**event).collect();
+        let settlements = self.outcomes.next(!events.is_empty());
+        let mut settled_count = settlements.len();
+        if events.is_empty() && settlements.is_empty() {
+            answer(self.outcomes.committed(0), &Ok(()));
             return Ok(());
         }
-        let events: Vec<&NewEvent> = appends.iter().map(|(event, _)| &**event).collect();
-        let settlements: Vec<&Settlement> = settles
-            .iter()
-            .flat_map(|(settlements, _)| settlements)
-            .collect();
-        let appended = self.write(&events, &settlements);
+        let appended = write(&mut self.store, &events, &settlements);
         let settled = match &appended {
             // What was delivered needs little room, and makes some.
-            Err(failure) if is_full(failure) && !settles.is_empty() => {
+            Err(failure) if is_full(failure) && settled_count > 0 => {
                 self.make_do()?;
-                self.write(&[], &settlements)
+                self.outcomes.hurry();
+                let settlements = self.outcomes.next(false);
+                settled_count = settlements.len();
+                write(&mut self.store, &[], &settlements)
             }
             other => other.clone(),
         };
@@ -334,40 +350,35 @@ impl<'a> Writer<'a> {
             self.shared.set_tally(tally);
         }
         match &appended {
-            Ok(_) if !appends.is_empty() => {
-                self.shared
-                    .accepted
-                    .fetch_add(events.len() as u64, Ordering::Relaxed);
+            Ok(_) if !events.is_empty() => {
+                let count = events.len() as u64;
+                self.shared.accepted.fetch_add(count, Ordering::Relaxed);
                 self.shared.set_health(Health::Writable);
             }
             Err(failure) if is_full(failure) => self.shared.set_health(Health::Full),
             _ => {}
         }
-        if appended.is_ok()
-            && events
-                .iter()
-                .any(|event| matches!(event.fate, Fate::Pending { .. }))
-        {
+        let is_pending = |event: &&NewEvent| matches!(event.fate, Fate::Pending { .. });
+        if appended.is_ok() && events.iter().any(is_pending) {
             self.shared.appended.notify_one();
         }
-        match &appended {
-            Err(failure) if matches!(**failure, StoreError::Moved) => {
+        match appended {
+            Err(failure) if matches!(*failure, StoreError::Moved) => {
                 self.carried.events = events.len() as u64;
                 let appends = appends.drain(..).map(|(_, done)| done);
-                let settles = settles.drain(..).map(|(_, done)| done);
-                self.carried.waiting = appends.chain(settles).collect();
-                return Err(Arc::clone(failure));
+                let settled = self.outcomes.committed(settled_count);
+                self.carried.waiting = appends.chain(settled).collect();
+                return Err(failure);
             }
-            Err(failure) if !is_full(failure) => return Err(Arc::clone(failure)),
-            _ => answer(appends, &appended),
+            Err(failure) if !is_full(&failure) => return Err(failure),
+            appended => answer(appends.drain(..).map(|(_, done)| done), &appended.map(drop)),
         }
-        match &settled {
-            Err(failure) if !is_full(failure) => Err(Arc::clone(failure)),
-            _ => {
-                answer(settles, &settled);
-                Ok(())
-            }
+        match settled {
+            Ok(_) => answer(self.outcomes.committed(settled_count), &Ok(())),
+            Err(failure) if !is_full(&failure) => return Err(failure),
+            full => answer(self.outcomes.drain(), &full.map(drop)),
         }
+        Ok(())
     }
 
     /// What a person wants changed.
@@ -393,144 +404,42 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Durable when it returns, in files that the next start will find.
-    fn write(
-        &mut self,
-        events: &[&NewEvent],
-        settlements: &[&Settlement],
-    ) -> Result<Tally, Failure> {
-        let tally = self.store.commit(events, settlements, clock::now())?;
-        match self.store.is_in_place() {
-            true => Ok(tally),
-            false => Err(Arc::new(StoreError::Moved)),
-        }
-    }
-
-    /// Whether these fit under the limit and onto the disk; history goes first when they do not.
-    fn make_room(
-        &mut self,
-        appends: &[Waiting<Box<NewEvent>>],
-    ) -> Result<Result<(), AppendError>, Failure> {
-        if appends.is_empty() {
-            return Ok(Ok(()));
-        }
-        // An event's row and its part of the indexes take less than this beside its bytes.
-        const ROW_BYTES: usize = 1024;
-        let incoming: usize = appends
-            .iter()
-            .map(|(event, _)| event.event.payload.body.len() + ROW_BYTES)
-            .sum();
-        let incoming = incoming as u64;
-        if !self.reserve.is_held() && !self.take_reserve() {
-            return Ok(Err(AppendError::Commit(Arc::new(StoreError::DiskFull))));
-        }
-        let limit_bytes = self.settings.max_bytes;
-        loop {
-            let used_bytes = self.store.used_bytes()?;
-            let full = if used_bytes.saturating_add(incoming) > limit_bytes {
-                AppendError::Full {
-                    used_bytes,
-                    limit_bytes,
-                }
-            } else if self.disk_takes(incoming)? {
-                return Ok(Ok(()));
-            } else {
-                AppendError::Commit(Arc::new(StoreError::DiskFull))
-            };
-            if !self.forget_some_history()? {
-                return Ok(Err(full));
-            }
-        }
-    }
-
-    /// Whether so many bytes more can be committed and copied into the file. Asked before, since
-    /// what is committed and cannot be copied would take the room from what is to be settled.
-    fn disk_takes(&self, incoming: u64) -> Result<bool, Failure> {
-        let Some(disk) = Disk::of(&self.settings.path) else {
-            return Ok(true); // it does not tell: the commit will
-        };
-        // Looking closer is not worth it then.
-        const PLENTY: u64 = 256 << 20;
-        Ok(disk.free >= PLENTY + 4 * incoming || disk.free >= self.store.growth(incoming)?)
-    }
-
-    /// Removes a little of the history, whatever its age; whether there was any.
-    fn forget_some_history(&mut self) -> Result<bool, Failure> {
-        let all = clock::now().plus(Duration::from_secs(24 * 3600)); // also of a clock that went back
-        match self.store.purge(all) {
-            Err(StoreError::DiskFull) => Ok(false),
-            purged => Ok(purged?),
-        }
-    }
-
-    /// On a full disk: room for what is to be settled.
-    fn make_do(&mut self) -> Result<(), Failure> {
-        if self.reserve.give_up() {
-            warn!("The disk is full, the reserve is given up so that events go on being published");
-        }
-        match self.store.finish_checkpoint() {
-            Ok(()) | Err(StoreError::DiskFull) => {}
-            Err(error) => return Err(error.into()),
-        }
-        // Settled events are a little longer than pending ones.
-        self.forget_some_history()?;
-        Ok(())
-    }
-
-    /// Takes the reserve back, if there is room again; whether it is held.
-    fn take_reserve(&mut self) -> bool {
-        let now = Instant::now();
-        if self.reserve.is_held() || now < self.reserve_look {
-            return self.reserve.is_held();
-        }
-        self.reserve_look = now + RESERVE_LOOK;
-        let taken = self.reserve.take();
-        if taken {
-            info!(
-                bytes = self.reserve.bytes(),
-                "Reserve for a full disk is set aside"
-            );
-        }
-        taken
-    }
-
-    fn probe(&mut self) -> Result<(), Failure> {
-        // Healthy again only with some room: at the brim the next event would not fit.
-        let limit = self.settings.max_bytes - self.settings.max_bytes / 16;
-        let has_room = self.take_reserve()
-            && self.store.used_bytes()? < limit
-            && self.disk_takes(TYPICAL_EVENT)?;
-        let health = match self.store.probe() {
-            Ok(()) if !self.store.is_in_place() => return Err(Arc::new(StoreError::Moved)),
-            Ok(()) if has_room => Health::Writable,
-            Ok(()) | Err(StoreError::DiskFull) => Health::Full,
-            Err(error) => return Err(error.into()),
-        };
-        self.shared.set_health(health);
-        Ok(())
-    }
-
     fn tidy_step(&mut self) -> Result<bool, Failure> {
         if !self.store.is_in_place() {
             return Err(Arc::new(StoreError::Moved));
         }
         let kept_since = clock::now().minus(self.settings.keep_delivered);
-        let more = self.store.purge(kept_since)? || self.store.shrink()?;
+        let more = self.purge(kept_since)? || self.store.shrink()?;
         self.copying.step(&self.store, self.reserve.is_held())?;
         Ok(more)
     }
 }
 
-type Waiting<T> = (T, oneshot::Sender<Result<(), AppendError>>);
+pub(super) type Waiting<T> = (T, oneshot::Sender<Result<(), AppendError>>);
 
-fn answer<T>(waiting: &mut Vec<Waiting<T>>, result: &Result<Tally, Failure>) {
-    for (_, done) in waiting.drain(..) {
-        // A caller that hung up keeps its event.
-        done.send(result.clone().map(|_| ()).map_err(AppendError::Commit))
-            .ok();
+/// Durable when it returns, in files that the next start will find.
+fn write(
+    store: &mut Store,
+    events: &[&NewEvent],
+    settlements: &[&Settlement],
+) -> Result<Tally, Failure> {
+    let tally = store.commit(events, settlements, clock::now())?;
+    match store.is_in_place() {
+        true => Ok(tally),
+        false => Err(Arc::new(StoreError::Moved)),
     }
 }
 
-fn is_full(failure: &Failure) -> bool {
+fn answer(
+    waiting: impl IntoIterator<Item = oneshot::Sender<Result<(), AppendError>>>,
+    result: &Result<(), Failure>,
+) {
+    for done in waiting {
+        // A caller that hung up keeps its event.
+        done.send(result.clone().map_err(AppendError::Commit)).ok();
+    }
+}
+
+pub(super) fn is_full(failure: &Failure) -> bool {
     matches!(**failure, StoreError::DiskFull)
 }

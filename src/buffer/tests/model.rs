@@ -234,7 +234,6 @@ async fn run(steps: Vec<Step>) {
                 while buffer.tally().delivered > 0 {
                     tokio::time::sleep(Duration::from_millis(1)).await; // it has to be past
                     buffer.tidy().await;
-                    buffer.settle(vec![]).await.unwrap();
                 }
                 buffer.close().await;
                 buffer = Buffer::open(&settings).unwrap();
