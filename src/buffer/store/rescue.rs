@@ -326,8 +326,16 @@ fn walk<T>(
     let mut seen = 0;
     let mut known = None;
     loop {
-        let (mut rows, failed) = readable(from, &range, params![seen, ROWS], &read);
-        seen = rows.last().map_or(seen, |(seq, _)| *seq);
+        let (mut rows, mut failed) = readable(from, &range, params![seen, ROWS], &read);
+        // A page that is older than those around it may have rows in it that are elsewhere by
+        // now: SQLite gives them as they lie.
+        let (found, before) = (rows.len(), seen);
+        rows.retain(|(seq, _)| {
+            let is_new = *seq > seen;
+            seen = seen.max(*seq);
+            is_new
+        });
+        failed |= found > 0 && seen == before;
         if failed {
             let known: &Vec<i64> = known.get_or_insert_with(|| known_seqs(from));
             let behind = known.partition_point(|seq| *seq <= seen);
