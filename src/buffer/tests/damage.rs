@@ -11,7 +11,7 @@ async fn damage(buffer: Buffer, dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     std::fs::write(&path, bytes).unwrap();
 }
 
-fn asides(dir: &Path) -> Vec<String> {
+pub(super) fn asides(dir: &Path) -> Vec<String> {
     let names = std::fs::read_dir(dir).unwrap();
     names
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
