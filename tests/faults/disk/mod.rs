@@ -15,6 +15,9 @@ pub(crate) const FAULTS: &[Fault] = &[
     ("power loss after fsyncs that failed", |scale| {
         block_on(power::after_failed_syncs(scale))
     }),
+    ("power loss on a full disk", |scale| {
+        block_on(power::on_full_disk(scale))
+    }),
     ("EIO on write", |scale| block_on(errors::on_write(scale))),
     ("EIO on fsync", |scale| block_on(errors::on_sync(scale))),
     ("EIO on read", |scale| block_on(errors::on_read(scale))),
@@ -52,7 +55,12 @@ pub(crate) const FAULTS: &[Fault] = &[
     ("damaged: half of the file", |scale| {
         block_on(damage::half(scale))
     }),
-    ("damaged: -wal", |scale| block_on(damage::log(scale))),
+    ("damaged: a page of the -wal", |scale| {
+        block_on(damage::log_page(scale))
+    }),
+    ("damaged: the end of the -wal", |scale| {
+        block_on(damage::log(scale))
+    }),
     ("a file of another program", |scale| {
         block_on(damage::foreign(scale))
     }),

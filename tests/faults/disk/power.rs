@@ -15,16 +15,17 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rusqlite::Connection;
-use strapi_qstash::buffer::Buffer;
+use strapi_qstash::buffer::{Buffer, Health};
 use strapi_qstash::config::Config;
 use strapi_qstash::dev_server::{DEVELOPMENT_TOKEN, Fault};
 
+use super::errors::{becomes, drains};
 use super::forgetful::{
     Contents, Faults, Forgetful, Luck, Op, Record, Replay, without_commit_syncs, without_syncs,
     write_out,
 };
 use super::load::{Answered, Load, Shape, ranges};
-use crate::harness::{Process, QStash, parse};
+use crate::harness::{LONG, Process, QStash, parse};
 use crate::report::{Report, Scale};
 
 pub(crate) const BUFFER: &str = "strapi-qstash.db";
@@ -112,6 +113,53 @@ pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
         Rng::with_seed(9),
     );
     let points = run.points(scale.pick(30, 300), &mut random);
+    run.check_all(&mut report, &points, scale.pick(2, 20), &mut random)
+        .await;
+    report
+}
+
+/// The disk becomes full, the backlog drains on it, and there is room again.
+pub(crate) async fn on_full_disk(scale: Scale) -> Report {
+    let mut report = Report::default();
+    let Some(disk) = Forgetful::mount(&mut report) else {
+        return report;
+    };
+    let qstash = QStash::start().await;
+    let process = Process::start(disk.path(), &qstash, None, &[]).await;
+    let load = Load::start(process.webhook, shape(&disk, 0));
+    for _ in 0..scale.pick(1, 6) {
+        qstash.server.faults().set(Fault::Refuse).await;
+        let some = Instant::now() + Duration::from_millis(300);
+        load.answer_after(some, Answered::is_durable).await;
+        disk.set(Faults {
+            limit: Some(disk.used() + (1 << 20)),
+            ..Faults::default()
+        });
+        let limited = Instant::now();
+        let refused = load.answer_after(limited, |answer| answer.status == 503);
+        if refused.await.is_none() {
+            report.wrong.push("the disk does not fill".to_owned());
+        }
+        qstash.server.faults().set(Fault::None).await;
+        if !drains(&process).await {
+            report
+                .wrong
+                .push("the backlog stays on a full disk".to_owned());
+        }
+        disk.set(Faults::default());
+        let healed = Instant::now();
+        match load.answer_after(healed, Answered::is_durable).await {
+            Some(answer) => report.recovered_in(answer.at - healed),
+            None => report.wrong.push("no 202 with room again".to_owned()),
+        }
+    }
+    let answers = load.stop().await;
+    process.kill().await;
+    let (run, mut random) = (
+        Run::new(disk.into_log(), answers, &qstash),
+        Rng::with_seed(13),
+    );
+    let points = run.points(scale.pick(20, 300), &mut random);
     run.check_all(&mut report, &points, scale.pick(2, 20), &mut random)
         .await;
     report
@@ -285,8 +333,13 @@ impl Run {
             Some(qstash) => {
                 let started = Instant::now();
                 let process = Process::try_start(dir.path(), qstash, None, &[]).await?;
+                let is_ready = becomes(&process, 200).await;
                 report.recovered_in(started.elapsed());
+                let log = process.log();
                 process.kill().await;
+                if !is_ready {
+                    return Err(log);
+                }
             }
             None => open_and_close(dir.path()).await?,
         }
@@ -324,8 +377,19 @@ async fn open_and_close(folder: &Path) -> Result<(), String> {
             cause.map(ToString::to_string).unwrap_or_default()
         )
     })?;
+    let deadline = Instant::now() + LONG / 10;
+    let health = loop {
+        let health = buffer.health().await;
+        if health == Health::Writable || Instant::now() > deadline {
+            break health;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
     buffer.close().await;
-    Ok(())
+    match health {
+        Health::Writable => Ok(()),
+        health => Err(format!("it opens, and is {health:?}")),
+    }
 }
 
 /// The ids of all events in a buffer that must be sound.
