@@ -30,6 +30,9 @@ use crate::report::{Report, Scale};
 
 pub(crate) const BUFFER: &str = "strapi-qstash.db";
 
+/// Power losses before an fsync of a sidecar that goes on after one that was killed.
+const AFTER_KILL: usize = 10;
+
 /// At any moment of a run with kills, restarts, a backlog that drains and history that goes.
 pub(crate) async fn loss(scale: Scale) -> Report {
     let mut report = Report::default();
@@ -41,6 +44,14 @@ pub(crate) async fn loss(scale: Scale) -> Report {
     let binaries = scale.pick(5, 50);
     run.check_all(&mut report, &points, binaries, &mut random)
         .await;
+    let (run_killed, points) = run.killed_before_syncs();
+    let mut killed = Report::default();
+    run_killed
+        .check_all(&mut killed, &points, 0, &mut random)
+        .await;
+    report.tries += killed.tries;
+    report.lost += killed.lost;
+    report.wrong.extend(killed.wrong);
     // The control: what must be found is.
     let points = run.points(scale.pick(10, 100), &mut random);
     for (name, log) in [
@@ -181,14 +192,17 @@ struct Run {
     promised: BTreeMap<String, (usize, usize)>,
     /// When QStash accepted it, by id.
     delivered: BTreeMap<String, i64>,
+    /// The positions at which the sidecar was killed: the next one finds a log that may not be
+    /// synced.
+    kills: Vec<usize>,
 }
 
 /// Each round: new events while QStash is away, then while the backlog drains; a kill, then the
 /// same again with the history of before to purge, and a stop.
 async fn record(disk: Forgetful, rounds: usize) -> Run {
     let qstash = QStash::start().await;
-    let mut answers = Vec::new();
-    let mut next = 0;
+    let (mut answers, mut kills) = (Vec::new(), Vec::new());
+    let (mut next, clock) = (0, disk.clock());
     for round in 0..rounds {
         for (keep, is_killed) in [("1s", true), ("1s", false), ("0s", true)] {
             qstash.server.faults().set(Fault::Refuse).await;
@@ -208,6 +222,7 @@ async fn record(disk: Forgetful, rounds: usize) -> Run {
                 .await;
             if is_killed {
                 process.kill().await;
+                kills.push(clock());
                 answers.extend(load.stop().await);
             } else {
                 answers.extend(load.stop().await);
@@ -223,7 +238,8 @@ async fn record(disk: Forgetful, rounds: usize) -> Run {
             next -= next % 10;
         }
     }
-    let run = Run::new(disk.into_log(), answers, &qstash);
+    let mut run = Run::new(disk.into_log(), answers, &qstash);
+    run.kills = kills;
     println!(
         "recorded: {} operations, {} syncs, {} events answered 202, {} delivered",
         run.log.len(),
@@ -247,6 +263,7 @@ impl Run {
                 .map(|answer| (answer.id, (answer.n, answer.position)))
                 .collect(),
             delivered: delivered.collect(),
+            kills: Vec::new(),
             log,
         }
     }
@@ -255,6 +272,30 @@ impl Run {
         let is_sync = |op: &Op| matches!(op, Op::Sync { .. } | Op::FailedSync { .. });
         let log = self.log.iter().enumerate();
         log.filter_map(move |(at, record)| is_sync(&record.op).then_some(at))
+    }
+
+    /// The same run, had each kill come between a commit's last write and its fsync; and the
+    /// moments before the next fsyncs of the log. What waits in memory then is of two processes.
+    fn killed_before_syncs(&self) -> (Self, Vec<usize>) {
+        let (mut run, mut points) = (self.clone(), Vec::new());
+        let is_log = |record: &Record| match &record.op {
+            Op::Create { name, ino } if name.ends_with("-wal") => Some(*ino),
+            _ => None,
+        };
+        let logs: BTreeSet<u64> = self.log.iter().filter_map(is_log).collect();
+        let is_sync =
+            |at: &usize| matches!(self.log[*at].op, Op::Sync { ino } if logs.contains(&ino));
+        for kill in &self.kills {
+            let Some(last) = (0..*kill).rev().find(is_sync) else {
+                continue;
+            };
+            run.log[last].op = Op::NoSync;
+            run.promised
+                .retain(|_, (_, position)| !(last..=*kill).contains(position));
+            let next = (*kill..self.log.len()).filter(is_sync).take(3);
+            points.extend(next.flat_map(|at| [at; AFTER_KILL]));
+        }
+        (run, points)
     }
 
     /// Moments to look at, in order: just before and just after some fsyncs, the first steps of
