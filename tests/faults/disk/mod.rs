@@ -6,6 +6,7 @@ mod load;
 mod mount;
 mod pages;
 mod power;
+mod run;
 mod taken;
 
 use crate::{Fault, block_on};
