@@ -259,7 +259,7 @@ fn inflict_on_log(damage: Damage, path: &Path, random: &mut fastrand::Rng) -> BT
 
 /// Where the frames end that are of the log's last beginning: they have the salt of its header.
 /// <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>
-fn end_of_log(log: &[u8]) -> usize {
+pub(super) fn end_of_log(log: &[u8]) -> usize {
     let page_size = u32::from_be_bytes(log[8..12].try_into().unwrap());
     let frames = log[32..].chunks_exact(24 + page_size as usize);
     let valid = frames.take_while(|frame| frame[8..16] == log[16..24]);

@@ -3,6 +3,7 @@ mod errors;
 mod forgetful;
 mod full;
 mod load;
+mod mended;
 mod mount;
 mod pages;
 mod power;
@@ -18,6 +19,9 @@ pub(crate) const FAULTS: &[Fault] = &[
     }),
     ("power loss on a full disk", |scale| {
         block_on(power::on_full_disk(scale))
+    }),
+    ("power loss while a buffer is mended", |scale| {
+        block_on(mended::power_loss(scale))
     }),
     ("EIO on write", |scale| block_on(errors::on_write(scale))),
     ("EIO on fsync", |scale| block_on(errors::on_sync(scale))),

@@ -31,6 +31,8 @@ pub(super) struct Run {
     /// The positions at which the sidecar was killed: the next one finds a log that may not be
     /// synced.
     pub(super) kills: Vec<usize>,
+    /// Whether its buffer was damaged, and may be set aside.
+    pub(super) is_damaged: bool,
 }
 
 impl Run {
@@ -47,6 +49,7 @@ impl Run {
                 .collect(),
             delivered: delivered.collect(),
             kills: Vec::new(),
+            is_damaged: false,
             log,
         }
     }
@@ -168,7 +171,7 @@ impl Run {
             None => open_and_close(dir.path()).await?,
         }
         let kept = ids(dir.path())?;
-        let aside = |name: &str| name.contains(".damaged-");
+        let aside = |name: &str| name.contains(".damaged-") && !self.is_damaged;
         let names = std::fs::read_dir(dir.path()).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         if let Some(name) = names.into_iter().find(|name| aside(name)) {
@@ -189,7 +192,7 @@ impl Run {
 }
 
 /// Opens the buffer as the sidecar does at its start.
-async fn open_and_close(folder: &Path) -> Result<(), String> {
+pub(super) async fn open_and_close(folder: &Path) -> Result<(), String> {
     let flags = ["--topic", "news", "--qstash-token", DEVELOPMENT_TOKEN];
     let mut flags: Vec<String> = flags.map(str::to_owned).into();
     flags.extend(["--data-dir".to_owned(), folder.to_str().unwrap().to_owned()]);
@@ -217,7 +220,7 @@ async fn open_and_close(folder: &Path) -> Result<(), String> {
 }
 
 /// The ids of all events in a buffer that must be sound.
-fn ids(folder: &Path) -> Result<BTreeSet<String>, String> {
+pub(super) fn ids(folder: &Path) -> Result<BTreeSet<String>, String> {
     let failed = |error: rusqlite::Error| error.to_string();
     let db = Connection::open(folder.join(BUFFER)).map_err(failed)?;
     let check: String = db
