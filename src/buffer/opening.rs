@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use super::lock::{self, Lock};
 use super::reserve::{Disk, Reserve};
-use super::store::{Rescued, Store, StoreError, rescue, settle_rescue, try_reading};
+use super::store::{Rescued, Store, StoreError, log, rescue, settle_rescue, try_reading};
 use super::{LockError, Settings, Tally};
 use crate::clock;
 
@@ -62,6 +62,7 @@ impl Opener {
         match left {
             Left::Moved(store) => self.rescue(&path, Some(store))?,
             Left::Damaged => self.rescue(&path, None)?,
+            Left::Closed if is_ours || log::is_buffer(&path) => self.look_at_log(&path, left)?,
             Left::Closed | Left::Failed => {}
         }
         if matches!(left, Left::Moved(_) | Left::Damaged) {
@@ -92,6 +93,22 @@ impl Opener {
         Ok((store, tally))
     }
 
+    /// Before SQLite does: of a log that is damaged it would throw away the better part.
+    fn look_at_log(&mut self, path: &Path, left: &mut Left) -> Result<(), StoreError> {
+        if let Some(damage) = log::look(path).map_err(StoreError::Io)? {
+            error!(
+                commits = damage.commits_behind,
+                frames = damage.broken,
+                "The log of the buffer file is damaged in its middle"
+            );
+            return self.rescue(path, None);
+        }
+        log::sync(path).map_err(|error| {
+            *left = Left::Failed; // what is in the log must be copied before it is built upon
+            StoreError::Io(error)
+        })
+    }
+
     fn open_with_room(&mut self, path: &Path) -> Result<Store, StoreError> {
         let keeps_history = !self.settings.keep_delivered.is_zero();
         match Store::open(path, keeps_history) {
@@ -113,7 +130,7 @@ impl Opener {
         match in_part {
             0 => info!(
                 carried,
-                aside, "Buffer begins anew with all events of the old file, which is kept"
+                aside, "Buffer begins anew with the events of the old file, which is kept"
             ),
             _ => error!(
                 carried,

@@ -37,15 +37,21 @@ impl Stored {
         .unwrap();
         let mut stored = Self::default();
         let mut statement = db
-            .prepare("SELECT state, reason, body FROM event LEFT JOIN payload USING (seq) WHERE state <> 1")
+            .prepare(
+                "SELECT state, reason, seq, pieces, body FROM event LEFT JOIN payload USING (seq)
+                 WHERE state <> 1",
+            )
             .unwrap();
         let mut rows = statement.query([]).unwrap();
         while let Some(row) = rows.next().unwrap() {
-            let body: Option<Vec<u8>> = row.get(2).unwrap();
-            let Some(body) = body else {
+            let body: Option<Vec<u8>> = row.get(4).unwrap();
+            let Some(mut body) = body else {
                 stored.damage.push("an event has no bytes".to_owned());
                 continue;
             };
+            if row.get::<_, i64>(3).unwrap() > 0 {
+                body = pieces(&db, row.get(2).unwrap());
+            }
             match row.get::<_, i64>(0).unwrap() {
                 0 => stored.pending.extend(try_number(&body)),
                 _ => {
@@ -85,4 +91,13 @@ impl Stored {
             }
         }
     }
+}
+
+/// A large body.
+fn pieces(db: &Connection, seq: i64) -> Vec<u8> {
+    let mut statement = db
+        .prepare_cached("SELECT bytes FROM piece WHERE place >> 16 = ?1 ORDER BY place")
+        .unwrap();
+    let pieces = statement.query_map([seq], |row| row.get::<_, Vec<u8>>(0));
+    pieces.unwrap().flat_map(Result::unwrap).collect()
 }

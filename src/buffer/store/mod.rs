@@ -6,6 +6,7 @@
 //! `NORMAL` would lose acknowledged events when the power goes.
 
 mod files;
+pub(super) mod log;
 mod payload;
 mod read;
 mod rescue;

@@ -11,7 +11,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, params, params_from_iter};
 
 use super::{
-    DEAD, DELIVERED, PAGE_SIZE, PENDING, Store, StoreError, add_tally, connect, files, payload,
+    DEAD, DELIVERED, FORMAT, PAGE_SIZE, PENDING, Store, StoreError, add_tally, connect, files, log,
+    payload, pragma,
 };
 use crate::buffer::{Seq, Tally, beside};
 use crate::clock::Timestamp;
@@ -58,10 +59,22 @@ pub(in crate::buffer) fn rescue(
     let (carried, in_part) = match open {
         Some(store) => carry_over(&store.db, &mut into, now)?,
         None => {
-            let from = read_only(path).or_else(|_unreadable| {
-                transplant(path, &new, &source)?;
+            let is_salvaged = log::salvage(path, &source).map_err(StoreError::Io)?;
+            let from = read_only(if is_salvaged { &source } else { path });
+            let from = from.or_else(|_unreadable| {
+                if !is_salvaged {
+                    copy_with_log(path, &source).map_err(StoreError::Io)?;
+                }
+                transplant(&new, &source).map_err(StoreError::Io)?;
                 read_only(&source)
             })?;
+            if is_salvaged {
+                // This file was never opened, so nobody has looked at that.
+                match pragma(&from, "user_version")? {
+                    FORMAT => {}
+                    found => return Err(StoreError::Format { found }),
+                }
+            }
             carry_over(&from, &mut into, now)?
         }
     };
@@ -146,36 +159,35 @@ fn read_only(path: &Path) -> Result<Connection, StoreError> {
     }
 }
 
-/// A copy of the file with the first page of a new one: that page says where the tables
-/// begin, which is the same in each buffer.
-fn transplant(path: &Path, new: &Path, copy: &Path) -> Result<(), StoreError> {
+fn copy_with_log(path: &Path, copy: &Path) -> std::io::Result<()> {
+    let log = beside(path, "-wal");
+    if log.exists() {
+        std::fs::copy(log, beside(copy, "-wal"))?;
+    }
+    std::fs::copy(path, copy).map(|_| ())
+}
+
+/// Gives the copy of a file the first page of a new one: that page says where the tables begin,
+/// which is the same in each buffer.
+fn transplant(new: &Path, copy: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
 
-    let whole = || {
-        let page_size = usize::try_from(PAGE_SIZE).unwrap_or(usize::MAX);
-        let mut page = std::fs::read(new)?;
-        page.resize(page_size, 0);
-        let log = beside(path, "-wal");
-        if log.exists() {
-            std::fs::copy(log, beside(copy, "-wal"))?;
+    let page_size = usize::try_from(PAGE_SIZE).unwrap_or(usize::MAX);
+    let mut page = std::fs::read(new)?;
+    page.resize(page_size, 0);
+    let copy = std::fs::OpenOptions::new().write(true).open(copy)?;
+    let pages = copy.metadata()?.len() / u64::from(PAGE_SIZE);
+    // <https://sqlite.org/fileformat2.html#the_database_header>: the number of pages, and
+    // no list of free ones, since where it begins is lost.
+    let mut field = |at: usize, value: u32| {
+        if let Some(field) = page.get_mut(at..at + 4) {
+            field.copy_from_slice(&value.to_be_bytes());
         }
-        let pages = std::fs::copy(path, copy)? / u64::from(PAGE_SIZE);
-        // <https://sqlite.org/fileformat2.html#the_database_header>: the number of pages, and
-        // no list of free ones, since where it begins is lost.
-        let mut field = |at: usize, value: u32| {
-            if let Some(field) = page.get_mut(at..at + 4) {
-                field.copy_from_slice(&value.to_be_bytes());
-            }
-        };
-        field(28, u32::try_from(pages).unwrap_or(u32::MAX));
-        field(32, 0);
-        field(36, 0);
-        std::fs::OpenOptions::new()
-            .write(true)
-            .open(copy)?
-            .write_all_at(&page, 0)
     };
-    whole().map_err(StoreError::Io)
+    field(28, u32::try_from(pages).unwrap_or(u32::MAX));
+    field(32, 0);
+    field(36, 0);
+    copy.write_all_at(&page, 0)
 }
 
 /// How many events were carried over whole, and how many in part.
@@ -326,8 +338,16 @@ fn walk<T>(
     let mut seen = 0;
     let mut known = None;
     loop {
-        let (mut rows, failed) = readable(from, &range, params![seen, ROWS], &read);
-        seen = rows.last().map_or(seen, |(seq, _)| *seq);
+        let (mut rows, mut failed) = readable(from, &range, params![seen, ROWS], &read);
+        // A page that is older than those around it may have rows in it that are elsewhere by
+        // now: SQLite gives them as they lie.
+        let (found, before) = (rows.len(), seen);
+        rows.retain(|(seq, _)| {
+            let is_new = *seq > seen;
+            seen = seen.max(*seq);
+            is_new
+        });
+        failed |= found > 0 && seen == before;
         if failed {
             let known: &Vec<i64> = known.get_or_insert_with(|| known_seqs(from));
             let behind = known.partition_point(|seq| *seq <= seen);

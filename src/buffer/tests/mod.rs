@@ -2,6 +2,8 @@
 
 /// Files that are damaged, deleted or replaced.
 mod damage;
+/// A write-ahead log that is damaged, or only torn.
+mod log;
 /// Random operations against a simple model.
 mod model;
 

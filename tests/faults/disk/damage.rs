@@ -11,15 +11,19 @@ use std::time::Instant;
 use rusqlite::Connection;
 use strapi_qstash::dev_server::Fault;
 
-use super::errors::{empty_log, post_all};
+use super::errors::{drains, empty_log, post_all};
 use super::load::{Answered, arrived, ranges, settle, settle_with};
 use super::pages::{Page, page_size, rows};
 use super::power::BUFFER;
 use crate::harness::{Client, LONG, Process, QStash, update};
 use crate::report::{Report, Scale};
 
-/// Events in the buffer that is damaged: of each table there are several pages.
-const EVENTS: usize = 300;
+/// Events in the buffer that is damaged: of each table there are several pages, and the log
+/// holds all of them.
+const EVENTS: usize = 200;
+
+/// A page of the log and what is of the same commit: each event has a commit of its own here.
+const MOST_ON_LOG_PAGE: usize = 3;
 
 /// What is damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +38,9 @@ enum Damage {
     PayloadPage,
     /// The second half is not there.
     Half,
-    /// One page in the middle of the write-ahead log: SQLite reads no further.
+    /// One page in the middle of the write-ahead log. SQLite takes it for the torn end of what
+    /// was being written, and reads no further; but at most one commit can be torn, and behind
+    /// this page there are many.
     LogPage,
     /// The log is garbage from its middle on.
     LogEnd,
@@ -43,6 +49,11 @@ enum Damage {
 }
 
 impl Damage {
+    /// Whether events can be missing after it.
+    fn hits_events(self) -> bool {
+        !matches!(self, Self::Header | Self::IndexPage)
+    }
+
     fn is_of_log(self) -> bool {
         matches!(self, Self::LogPage | Self::LogEnd | Self::Log)
     }
@@ -65,7 +76,11 @@ pub(crate) async fn half(scale: Scale) -> Report {
 }
 
 pub(crate) async fn log(scale: Scale) -> Report {
-    each(scale, &[Damage::LogPage, Damage::LogEnd, Damage::Log]).await
+    each(scale, &[Damage::LogEnd, Damage::Log]).await
+}
+
+pub(crate) async fn log_page(scale: Scale) -> Report {
+    each(scale, &[Damage::LogPage]).await
 }
 
 async fn each(scale: Scale, damages: &[Damage]) -> Report {
@@ -94,6 +109,10 @@ async fn start_on(report: &mut Report, damage: Damage, random: &mut fastrand::Rn
         empty_log(dir.path());
     }
     let endangered = inflict(damage, &dir.path().join(BUFFER), random);
+    if endangered.is_empty() == damage.hits_events() {
+        let count = endangered.len();
+        report.wrong.push(format!("{count} events are endangered"));
+    }
 
     qstash.server.faults().set(Fault::None).await;
     let started = Instant::now();
@@ -109,7 +128,11 @@ async fn start_on(report: &mut Report, damage: Damage, random: &mut fastrand::Rn
     let mut safe: BTreeSet<usize> = (0..EVENTS).filter(|n| !endangered.contains(n)).collect();
     safe.extend(new.iter().map(|answer| answer.n));
     settle_with(report, &qstash, &safe, LONG).await;
-    if !damage.is_of_log() {
+    if !drains(&process).await {
+        report.wrong.push("the backlog stays".to_owned());
+    }
+    // The end of a log that is garbage looks like a commit that was cut short.
+    if !matches!(damage, Damage::LogEnd | Damage::Log) {
         if !is_set_aside(dir.path()) {
             let names = std::fs::read_dir(&dir).unwrap();
             let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
@@ -141,6 +164,18 @@ async fn start_on(report: &mut Report, damage: Damage, random: &mut fastrand::Rn
     }
     let arrived: BTreeSet<usize> = arrived.into_iter().collect();
     let missing: Vec<usize> = endangered.difference(&arrived).copied().collect();
+    // What was known of an event, or its bytes, lay on another page.
+    let dead = "SELECT count(*) FROM event WHERE state = 2";
+    let dead: u32 = db.query_row(dead, [], |row| row.get(0)).unwrap();
+    if matches!(damage, Damage::EventPage | Damage::PayloadPage) && dead as usize != missing.len() {
+        let missing = missing.len();
+        report.wrong.push(format!(
+            "{missing} are missing, {dead} of them dead letters"
+        ));
+    }
+    if damage == Damage::LogPage && missing.len() > MOST_ON_LOG_PAGE {
+        report.lost += missing.len();
+    }
     println!(
         "{damage:?}: {} events on damaged pages, {} of them missing: {}",
         endangered.len(),
@@ -204,10 +239,11 @@ fn inflict(damage: Damage, path: &Path, random: &mut fastrand::Rng) -> BTreeSet<
 fn inflict_on_log(damage: Damage, path: &Path, random: &mut fastrand::Rng) -> BTreeSet<usize> {
     let log_path = suffixed(path, "-wal");
     let mut log = std::fs::read(&log_path).unwrap();
+    let middle = end_of_log(&log) / 2;
     let damaged = match damage {
         Damage::Log => 0..log.len(),
-        Damage::LogEnd => log.len() / 2..log.len(),
-        _ => log.len() / 2..log.len() / 2 + 8192,
+        Damage::LogEnd => middle..log.len(),
+        _ => middle..middle + 8192,
     };
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join(BUFFER);
@@ -219,6 +255,15 @@ fn inflict_on_log(damage: Damage, path: &Path, random: &mut fastrand::Rng) -> BT
     std::fs::write(&log_path, &log).unwrap();
     // Without its log there may be no table yet.
     (safe.unwrap_or(0) as usize..EVENTS).collect()
+}
+
+/// Where the frames end that are of the log's last beginning: they have the salt of its header.
+/// <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>
+pub(super) fn end_of_log(log: &[u8]) -> usize {
+    let page_size = u32::from_be_bytes(log[8..12].try_into().unwrap());
+    let frames = log[32..].chunks_exact(24 + page_size as usize);
+    let valid = frames.take_while(|frame| frame[8..16] == log[16..24]);
+    32 + valid.map(<[u8]>::len).sum::<usize>()
 }
 
 fn roots(path: &Path) -> BTreeMap<String, Page> {

@@ -3,9 +3,11 @@ mod errors;
 mod forgetful;
 mod full;
 mod load;
+mod mended;
 mod mount;
 mod pages;
 mod power;
+mod run;
 mod taken;
 
 use crate::{Fault, block_on};
@@ -14,6 +16,12 @@ pub(crate) const FAULTS: &[Fault] = &[
     ("power loss", |scale| block_on(power::loss(scale))),
     ("power loss after fsyncs that failed", |scale| {
         block_on(power::after_failed_syncs(scale))
+    }),
+    ("power loss on a full disk", |scale| {
+        block_on(power::on_full_disk(scale))
+    }),
+    ("power loss while a buffer is mended", |scale| {
+        block_on(mended::power_loss(scale))
     }),
     ("EIO on write", |scale| block_on(errors::on_write(scale))),
     ("EIO on fsync", |scale| block_on(errors::on_sync(scale))),
@@ -52,7 +60,12 @@ pub(crate) const FAULTS: &[Fault] = &[
     ("damaged: half of the file", |scale| {
         block_on(damage::half(scale))
     }),
-    ("damaged: -wal", |scale| block_on(damage::log(scale))),
+    ("damaged: a page of the -wal", |scale| {
+        block_on(damage::log_page(scale))
+    }),
+    ("damaged: the end of the -wal", |scale| {
+        block_on(damage::log(scale))
+    }),
     ("a file of another program", |scale| {
         block_on(damage::foreign(scale))
     }),

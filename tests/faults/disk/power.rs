@@ -8,23 +8,17 @@
 //! does nothing, which is what `synchronous=OFF` asks for, and without the fsync of each commit,
 //! as with `synchronous=NORMAL`, loses events.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rusqlite::Connection;
-use strapi_qstash::buffer::Buffer;
-use strapi_qstash::config::Config;
-use strapi_qstash::dev_server::{DEVELOPMENT_TOKEN, Fault};
+use strapi_qstash::dev_server::Fault;
 
-use super::forgetful::{
-    Contents, Faults, Forgetful, Luck, Op, Record, Replay, without_commit_syncs, without_syncs,
-    write_out,
-};
-use super::load::{Answered, Load, Shape, ranges};
-use crate::harness::{Process, QStash, parse};
+use super::errors::drains;
+use super::forgetful::{Faults, Forgetful, without_commit_syncs, without_syncs};
+use super::load::{Answered, Load, Shape};
+use super::run::Run;
+use crate::harness::{Process, QStash};
 use crate::report::{Report, Scale};
 
 pub(crate) const BUFFER: &str = "strapi-qstash.db";
@@ -40,6 +34,14 @@ pub(crate) async fn loss(scale: Scale) -> Report {
     let binaries = scale.pick(5, 50);
     run.check_all(&mut report, &points, binaries, &mut random)
         .await;
+    let (run_killed, points) = run.killed_before_syncs();
+    let mut killed = Report::default();
+    run_killed
+        .check_all(&mut killed, &points, 0, &mut random)
+        .await;
+    report.tries += killed.tries;
+    report.lost += killed.lost;
+    report.wrong.extend(killed.wrong);
     // The control: what must be found is.
     let points = run.points(scale.pick(10, 100), &mut random);
     for (name, log) in [
@@ -117,6 +119,53 @@ pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
     report
 }
 
+/// The disk becomes full, the backlog drains on it, and there is room again.
+pub(crate) async fn on_full_disk(scale: Scale) -> Report {
+    let mut report = Report::default();
+    let Some(disk) = Forgetful::mount(&mut report) else {
+        return report;
+    };
+    let qstash = QStash::start().await;
+    let process = Process::start(disk.path(), &qstash, None, &[]).await;
+    let load = Load::start(process.webhook, shape(&disk, 0));
+    for _ in 0..scale.pick(1, 6) {
+        qstash.server.faults().set(Fault::Refuse).await;
+        let some = Instant::now() + Duration::from_millis(300);
+        load.answer_after(some, Answered::is_durable).await;
+        disk.set(Faults {
+            limit: Some(disk.used() + (1 << 20)),
+            ..Faults::default()
+        });
+        let limited = Instant::now();
+        let refused = load.answer_after(limited, |answer| answer.status == 503);
+        if refused.await.is_none() {
+            report.wrong.push("the disk does not fill".to_owned());
+        }
+        qstash.server.faults().set(Fault::None).await;
+        if !drains(&process).await {
+            report
+                .wrong
+                .push("the backlog stays on a full disk".to_owned());
+        }
+        disk.set(Faults::default());
+        let healed = Instant::now();
+        match load.answer_after(healed, Answered::is_durable).await {
+            Some(answer) => report.recovered_in(answer.at - healed),
+            None => report.wrong.push("no 202 with room again".to_owned()),
+        }
+    }
+    let answers = load.stop().await;
+    process.kill().await;
+    let (run, mut random) = (
+        Run::new(disk.into_log(), answers, &qstash),
+        Rng::with_seed(13),
+    );
+    let points = run.points(scale.pick(20, 300), &mut random);
+    run.check_all(&mut report, &points, scale.pick(2, 20), &mut random)
+        .await;
+    report
+}
+
 fn shape(disk: &Forgetful, first: usize) -> Shape {
     Shape {
         first,
@@ -125,22 +174,12 @@ fn shape(disk: &Forgetful, first: usize) -> Shape {
     }
 }
 
-/// What happened in a run, and what was promised in it.
-#[derive(Clone)]
-struct Run {
-    log: Vec<Record>,
-    /// The number of each event and the position in the log at which its 202 was there, by id.
-    promised: BTreeMap<String, (usize, usize)>,
-    /// When QStash accepted it, by id.
-    delivered: BTreeMap<String, i64>,
-}
-
 /// Each round: new events while QStash is away, then while the backlog drains; a kill, then the
 /// same again with the history of before to purge, and a stop.
 async fn record(disk: Forgetful, rounds: usize) -> Run {
     let qstash = QStash::start().await;
-    let mut answers = Vec::new();
-    let mut next = 0;
+    let (mut answers, mut kills) = (Vec::new(), Vec::new());
+    let (mut next, clock) = (0, disk.clock());
     for round in 0..rounds {
         for (keep, is_killed) in [("1s", true), ("1s", false), ("0s", true)] {
             qstash.server.faults().set(Fault::Refuse).await;
@@ -160,6 +199,7 @@ async fn record(disk: Forgetful, rounds: usize) -> Run {
                 .await;
             if is_killed {
                 process.kill().await;
+                kills.push(clock());
                 answers.extend(load.stop().await);
             } else {
                 answers.extend(load.stop().await);
@@ -175,7 +215,8 @@ async fn record(disk: Forgetful, rounds: usize) -> Run {
             next -= next % 10;
         }
     }
-    let run = Run::new(disk.into_log(), answers, &qstash);
+    let mut run = Run::new(disk.into_log(), answers, &qstash);
+    run.kills = kills;
     println!(
         "recorded: {} operations, {} syncs, {} events answered 202, {} delivered",
         run.log.len(),
@@ -184,174 +225,4 @@ async fn record(disk: Forgetful, rounds: usize) -> Run {
         run.delivered.len()
     );
     run
-}
-
-impl Run {
-    fn new(log: Vec<Record>, answers: Vec<Answered>, qstash: &QStash) -> Self {
-        let durable = answers.into_iter().filter(Answered::is_durable);
-        let delivered = qstash.accepted().into_iter().map(|message| {
-            let id = message.headers.get("webhook-id");
-            let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
-            (id.to_owned(), message.created_at.as_millis())
-        });
-        Self {
-            promised: durable
-                .map(|answer| (answer.id, (answer.n, answer.position)))
-                .collect(),
-            delivered: delivered.collect(),
-            log,
-        }
-    }
-
-    fn syncs(&self) -> impl Iterator<Item = usize> {
-        let is_sync = |op: &Op| matches!(op, Op::Sync { .. } | Op::FailedSync { .. });
-        let log = self.log.iter().enumerate();
-        log.filter_map(move |(at, record)| is_sync(&record.op).then_some(at))
-    }
-
-    /// Moments to look at, in order: just before and just after some fsyncs, the first steps of
-    /// a new buffer, and any others.
-    fn points(&self, count: usize, random: &mut Rng) -> Vec<usize> {
-        let syncs: Vec<usize> = self.syncs().collect();
-        let mut points: Vec<usize> = (0..count)
-            .map(|at| match at % 10 {
-                0..5 => random.choice(&syncs).unwrap() + random.usize(0..=1),
-                5 => random.usize(0..200.min(self.log.len())),
-                _ => random.usize(0..=self.log.len()),
-            })
-            .collect();
-        points.sort_unstable();
-        points
-    }
-
-    /// Looks at these crash points; the first `binaries` of an even choice among them with the
-    /// sidecar as a process, the others through the library.
-    async fn check_all(
-        &self,
-        report: &mut Report,
-        points: &[usize],
-        binaries: usize,
-        random: &mut Rng,
-    ) {
-        let qstash = QStash::start().await;
-        qstash.server.faults().set(Fault::Refuse).await;
-        let every = points.len() / binaries.max(1);
-        let mut replay = Replay::new(&self.log);
-        let mut lost = BTreeSet::new();
-        for (count, point) in points.iter().enumerate() {
-            replay.advance(*point);
-            let luck = Luck::any(random);
-            let disk = replay.lose_power(luck, random);
-            let with_binary = binaries > 0 && count % every == 0;
-            report.tries += 1;
-            match self
-                .check(&disk, *point, with_binary.then_some(&qstash), report)
-                .await
-            {
-                Ok(missing) => lost.extend(missing),
-                Err(error) => {
-                    let sizes: Vec<_> = disk
-                        .iter()
-                        .map(|(name, bytes)| (name, bytes.len()))
-                        .collect();
-                    report.wrong.push(format!(
-                        "power lost after operation {point} ({luck:?}; {sizes:?}): {error}"
-                    ));
-                }
-            }
-        }
-        report.accepted += self.promised.len();
-        report.lost += lost.len();
-        if !lost.is_empty() {
-            let lost: Vec<usize> = lost.into_iter().collect();
-            report.wrong.push(format!("missing: {}", ranges(&lost)));
-        }
-    }
-
-    /// The numbers of the events that are missing after a power loss, and an error when the
-    /// buffer is not sound.
-    async fn check(
-        &self,
-        disk: &Contents,
-        point: usize,
-        with_binary: Option<&QStash>,
-        report: &mut Report,
-    ) -> Result<Vec<usize>, String> {
-        // In memory where that is possible: these fsyncs prove nothing, and cost the most.
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        let dir = dir.unwrap();
-        write_out(disk, dir.path());
-        match with_binary {
-            Some(qstash) => {
-                let started = Instant::now();
-                let process = Process::try_start(dir.path(), qstash, None, &[]).await?;
-                report.recovered_in(started.elapsed());
-                process.kill().await;
-            }
-            None => open_and_close(dir.path()).await?,
-        }
-        let kept = ids(dir.path())?;
-        let aside = |name: &str| name.contains(".damaged-");
-        let names = std::fs::read_dir(dir.path()).unwrap();
-        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        if let Some(name) = names.into_iter().find(|name| aside(name)) {
-            return Err(format!("{name} was set aside"));
-        }
-        let now = self
-            .log
-            .get(point.saturating_sub(1))
-            .map_or(0, |record| record.at);
-        let is_delivered = |id: &String| self.delivered.get(id).is_some_and(|at| *at <= now);
-        let promised = self.promised.iter();
-        Ok(promised
-            .filter(|(_, (_, position))| *position <= point)
-            .filter(|(id, _)| !kept.contains(*id) && !is_delivered(id))
-            .map(|(_, (n, _))| *n)
-            .collect())
-    }
-}
-
-/// Opens the buffer as the sidecar does at its start.
-async fn open_and_close(folder: &Path) -> Result<(), String> {
-    let flags = ["--topic", "news", "--qstash-token", DEVELOPMENT_TOKEN];
-    let mut flags: Vec<String> = flags.map(str::to_owned).into();
-    flags.extend(["--data-dir".to_owned(), folder.to_str().unwrap().to_owned()]);
-    let (config, _) = Config::from_args(&parse(&flags)).unwrap();
-    let buffer = Buffer::open(&config.buffer).map_err(|error| {
-        let cause = std::error::Error::source(&error);
-        format!(
-            "{error}: {}",
-            cause.map(ToString::to_string).unwrap_or_default()
-        )
-    })?;
-    buffer.close().await;
-    Ok(())
-}
-
-/// The ids of all events in a buffer that must be sound.
-fn ids(folder: &Path) -> Result<BTreeSet<String>, String> {
-    let failed = |error: rusqlite::Error| error.to_string();
-    let db = Connection::open(folder.join(BUFFER)).map_err(failed)?;
-    let check: String = db
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .map_err(failed)?;
-    if check != "ok" {
-        return Err(check);
-    }
-    let mut statement = db
-        .prepare(
-            "SELECT lower(hex(id)) FROM event JOIN payload USING (seq) WHERE size = length(body)",
-        )
-        .map_err(failed)?;
-    let ids = statement.query_map([], |row| row.get(0)).map_err(failed)?;
-    let with_dashes = |id: rusqlite::Result<String>| id.map(|id| dashed(&id));
-    ids.map(with_dashes)
-        .collect::<Result<_, _>>()
-        .map_err(failed)
-}
-
-/// `0123…` as a UUID is written.
-fn dashed(id: &str) -> String {
-    let parts = [&id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..]];
-    parts.join("-")
 }

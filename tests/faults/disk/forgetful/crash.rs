@@ -18,6 +18,8 @@ const SECTOR: usize = 512;
 pub(crate) enum Luck {
     Nothing,
     Everything,
+    /// Everything but one page.
+    AllButOne,
     /// Each page by itself, whole.
     Pages,
     /// Each page by itself, and torn.
@@ -26,7 +28,13 @@ pub(crate) enum Luck {
 
 impl Luck {
     pub(crate) fn any(random: &mut Rng) -> Self {
-        let all = [Self::Nothing, Self::Everything, Self::Pages, Self::Sectors];
+        let all = [
+            Self::Nothing,
+            Self::Everything,
+            Self::AllButOne,
+            Self::Pages,
+            Self::Sectors,
+        ];
         random.choice(all).unwrap_or(Self::Nothing)
     }
 }
@@ -120,7 +128,7 @@ impl Names {
     fn survive(&self, luck: Luck, random: &mut Rng) -> BTreeMap<String, Ino> {
         let count = match luck {
             Luck::Nothing => 0,
-            Luck::Everything => self.pending.len(),
+            Luck::Everything | Luck::AllButOne => self.pending.len(),
             Luck::Pages | Luck::Sectors => random.usize(0..=self.pending.len()),
         };
         let mut names = self.durable.clone();
@@ -242,7 +250,7 @@ impl File {
     fn survive(&self, luck: Luck, random: &mut Rng) -> Vec<u8> {
         let last = match luck {
             Luck::Nothing => 0,
-            Luck::Everything => self.stages.len() - 1,
+            Luck::Everything | Luck::AllButOne => self.stages.len() - 1,
             Luck::Pages | Luck::Sectors => random.usize(0..self.stages.len()),
         };
         let mut disk = self.durable.clone();
@@ -258,13 +266,18 @@ impl File {
         let sizes = &self.stages[last].sizes;
         let size = match luck {
             Luck::Nothing => sizes[0],
-            Luck::Everything => sizes[sizes.len() - 1],
+            Luck::Everything | Luck::AllButOne => sizes[sizes.len() - 1],
             Luck::Pages | Luck::Sectors => *random.choice(sizes).unwrap(),
+        };
+        let missing = match luck {
+            Luck::AllButOne => random.choice(pages.keys().copied()),
+            _ => None,
         };
         for (page, versions) in pages {
             let chosen = match luck {
                 Luck::Nothing => continue,
-                Luck::Everything => versions[versions.len() - 1].to_vec(),
+                Luck::AllButOne if missing == Some(page) => continue,
+                Luck::Everything | Luck::AllButOne => versions[versions.len() - 1].to_vec(),
                 Luck::Pages | Luck::Sectors => {
                     let mut before = disk.get(page * PAGE..).unwrap_or_default().to_vec();
                     before.resize(PAGE, 0);

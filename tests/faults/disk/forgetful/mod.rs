@@ -105,6 +105,11 @@ impl Forgetful {
         self.state().failures.load(Ordering::Relaxed)
     }
 
+    /// Bytes that all files take.
+    pub(crate) fn used(&self) -> u64 {
+        self.state().used()
+    }
+
     /// From now on this goes wrong.
     pub(crate) fn set(&self, faults: Faults) {
         let drops_cache = faults.read || !faults.bad_sectors.is_empty();

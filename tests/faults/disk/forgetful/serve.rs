@@ -17,7 +17,7 @@ use super::state::{Failure, Ino, ROOT, State};
 const TTL: Duration = Duration::from_secs(60);
 
 /// As for a disk of this size; nothing keeps it from growing but [`super::Faults::limit`].
-const DISK: u64 = 1 << 30;
+const DISK: u64 = 64 << 20;
 
 const BLOCK: u32 = 4096;
 

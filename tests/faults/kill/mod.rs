@@ -1,4 +1,6 @@
-use std::collections::BTreeSet;
+mod operator;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +15,16 @@ use crate::load::Load;
 use crate::report::{Report, Scale};
 use crate::stored::{Check, Stored};
 
+use operator::Done;
+
 /// From the start of the process until a request is answered: what the sidecar is to keep to.
 const START: Duration = Duration::from_millis(200);
 
 /// What no start may take, on the busiest machine.
 const LONGEST_START: Duration = Duration::from_secs(2);
 
-/// New events while a backlog drains, history is purged and QStash fails in every way, killed
-/// at random moments.
+/// New events while a backlog drains, history is purged, someone replays and discards, and
+/// QStash fails in every way, killed at random moments.
 pub(crate) fn under_mixed_load(scale: Scale) -> Report {
     crate::block_on(run(scale.pick(15, 300)))
 }
@@ -29,8 +33,7 @@ async fn run(rounds: usize) -> Report {
     let qstash = QStash::start().await;
     let dir = tempfile::tempdir().unwrap();
     let mut random = fastrand::Rng::with_seed(20);
-    let (mut report, mut arrived) = (Report::default(), Arrived::default());
-    let mut accepted: BTreeSet<usize> = BTreeSet::new();
+    let (mut report, mut account) = (Report::default(), Account::default());
     let mut starts = Vec::new();
     let (mut address, mut next) = (None, 0);
     for round in 0..rounds {
@@ -39,7 +42,9 @@ async fn run(rounds: usize) -> Report {
         let faults = qstash.server.faults();
         faults.set(Fault::Refuse).await;
         let started = Instant::now();
-        let process = Process::start(&dir, &qstash, address, &["--keep-delivered", "1s"]).await;
+        // What one round leaves is replayed in it, and purged in the next.
+        let keep = if round % 2 == 0 { "1h" } else { "1s" };
+        let process = Process::start(&dir, &qstash, address, &["--keep-delivered", keep]).await;
         let mut client = Client::connect(process.webhook).await;
         // One that does not wait for the disk, which is everyone's on this machine.
         let answer = client
@@ -48,7 +53,7 @@ async fn run(rounds: usize) -> Report {
         starts.push(started.elapsed());
         assert_eq!(answer.status, 405);
         assert_eq!(client.post("/webhook", &update(next)).await.status, 202);
-        accepted.insert(next);
+        account.accepted.insert(next);
         address = Some(process.webhook);
 
         let stop = CancellationToken::new();
@@ -56,8 +61,12 @@ async fn run(rounds: usize) -> Report {
             let random = fastrand::Rng::with_seed(round as u64);
             tokio::spawn(switch(faults, random, stop.clone()))
         });
-        // Replays and discards over the admin API belong here too, once it has them: what is
-        // discarded then leaves `accepted`, and a replay may arrive once more.
+        let operating = tokio::spawn(operator::operate(
+            process.admin_address().await,
+            dir.path().join("strapi-qstash.db"),
+            fastrand::Rng::with_seed(round as u64),
+            stop.clone(),
+        ));
         let load = Load::start(process.webhook, next + 10, Duration::from_millis(1));
         tokio::time::sleep(Duration::from_millis(random.u64(20..200))).await;
         process.kill().await;
@@ -66,22 +75,23 @@ async fn run(rounds: usize) -> Report {
         if let Some(switching) = switching {
             switching.await.unwrap();
         }
+        account.done.add(operating.await.unwrap());
         next = sent.next.max(next + 10);
-        accepted.extend(sent.accepted);
+        account.accepted.extend(sent.accepted);
         report.wrong.extend(sent.refused);
 
-        arrived.update(&qstash);
+        account.arrived.update(&qstash);
         let stored = Stored::read(dir.path(), Check::Quick);
         let mut so_far = Report {
             tries: 1,
             ..Report::default()
         };
-        so_far.judge(&accepted, &arrived.numbers, &stored);
+        account.judge(&mut so_far, &stored);
         if let Err(wrong) = so_far.verdict() {
             report.wrong.push(format!("after round {round}: {wrong}"));
         }
     }
-    finish(&mut report, &qstash, &dir, address, &accepted, &mut arrived).await;
+    finish(&mut report, &qstash, &dir, address, &mut account).await;
     judge_starts(&mut report, starts);
     report
 }
@@ -92,32 +102,97 @@ async fn finish(
     qstash: &QStash,
     dir: &tempfile::TempDir,
     address: Option<SocketAddr>,
-    accepted: &BTreeSet<usize>,
-    arrived: &mut Arrived,
+    account: &mut Account,
 ) {
     qstash.server.faults().set(Fault::None).await;
     let started = Instant::now();
     let mut last = Process::start(dir, qstash, address, &[]).await;
     let deadline = started + LONG;
-    while !accepted.is_subset(&arrived.set()) && Instant::now() < deadline {
+    while account.missing() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        arrived.update(qstash);
+        account.arrived.update(qstash);
     }
     report.recovered_in(started.elapsed());
     last.signal("TERM");
     assert_eq!(last.exit_code().await, Some(0));
-    arrived.update(qstash);
+    account.arrived.update(qstash);
     let stored = Stored::read(dir.path(), Check::Full);
-    report.judge(accepted, &arrived.numbers, &stored);
+    account.judge(report, &stored);
     report.no_dead_letters(&stored);
     let waiting = stored.pending.len();
     if waiting > 0 {
         report.wrong.push(format!("{waiting} events still wait"));
     }
-    let repeats = qstash.server.counts().deduplicated;
-    report
-        .notes
-        .push(format!("QStash dropped {repeats} repeats"));
+    if account.missing() > 0 {
+        let text = format!("{} events or replays do not arrive", account.missing());
+        report.wrong.push(text);
+    }
+    if account.done.replayed.is_empty() || account.done.discarded.is_empty() {
+        report
+            .wrong
+            .push("nothing was replayed or discarded".to_owned());
+    }
+    report.notes.push(format!(
+        "QStash dropped {} repeats, {} events were replayed and {} discarded",
+        qstash.server.counts().deduplicated,
+        account.done.replayed.len(),
+        account.done.discarded.len(),
+    ));
+}
+
+/// What was promised of events, and what became of them.
+#[derive(Default)]
+struct Account {
+    /// Answered 202.
+    accepted: BTreeSet<usize>,
+    done: Done,
+    arrived: Arrived,
+}
+
+impl Account {
+    /// Those that have to be at QStash, or still here.
+    fn promised(&self) -> BTreeSet<usize> {
+        let promised = |number: &&usize| !self.done.is_released(**number);
+        self.accepted.iter().filter(promised).copied().collect()
+    }
+
+    fn judge(&self, report: &mut Report, stored: &Stored) {
+        // A replay comes once more, and out of order: the first of each is what is judged.
+        let mut times: BTreeMap<usize, usize> = BTreeMap::new();
+        let mut first = Vec::new();
+        for number in &self.arrived.numbers {
+            let times = times.entry(*number).or_default();
+            *times += 1;
+            if *times == 1 {
+                first.push(*number);
+            }
+        }
+        report.judge(&self.promised(), &first, stored);
+        let too_often =
+            |(number, times): (usize, usize)| (times - 1).saturating_sub(self.done.replays(number));
+        report.duplicated += times.into_iter().map(too_often).sum::<usize>();
+        let back: Vec<_> = stored.pending.intersection(&self.done.discarded).collect();
+        if !back.is_empty() {
+            let text = format!("discarded events are back: {back:?}");
+            report.wrong.push(text);
+        }
+    }
+
+    /// How many events and replays have to arrive yet.
+    fn missing(&self) -> usize {
+        let mut times: BTreeMap<usize, usize> = BTreeMap::new();
+        for number in &self.arrived.numbers {
+            *times.entry(*number).or_default() += 1;
+        }
+        let times = |number: &usize| times.get(number).copied().unwrap_or(0);
+        let promised = self.promised();
+        let events = promised.iter().filter(|number| times(number) == 0).count();
+        let replayed = self.done.replayed.iter();
+        let replays = replayed.filter(|(number, replays)| {
+            !self.done.is_released(**number) && times(number) < *replays + 1
+        });
+        events + replays.count()
+    }
 }
 
 fn judge_starts(report: &mut Report, mut starts: Vec<Duration>) {
@@ -184,9 +259,5 @@ impl Arrived {
         self.numbers
             .extend(new.map(|message| number(&message.body)));
         self.last = messages.last().cloned();
-    }
-
-    fn set(&self) -> BTreeSet<usize> {
-        self.numbers.iter().copied().collect()
     }
 }
