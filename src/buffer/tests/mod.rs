@@ -4,6 +4,8 @@
 mod damage;
 /// Random operations against a simple model.
 mod model;
+/// Read from beside.
+mod observing;
 
 use std::path::Path;
 
