@@ -123,7 +123,7 @@ impl Process {
         assert!(wait_until(LONG, || address().is_some()).await);
         let mut client = Client::connect(address().unwrap()).await;
         client
-            .send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())
             .await
     }
 
