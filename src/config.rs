@@ -2,7 +2,7 @@
 //! at once, each with the flag to fix and what to write there.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,6 +70,11 @@ pub struct Mistakes(Vec<String>);
 impl Mistakes {
     fn add(&mut self, flag: &str, text: impl fmt::Display) {
         self.0.push(format!("{flag}: {text}"));
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The checked value, or a mistake more.
@@ -153,6 +158,59 @@ impl Config {
             _ => Err(mistakes),
         }
     }
+}
+
+/// Where the buffer is.
+pub(crate) fn buffer_path(args: &ServeArgs) -> PathBuf {
+    let folder = PathBuf::from(given(&args.data_dir).unwrap_or_default());
+    folder.join(given(&args.buffer).unwrap_or(BUFFER_NAME))
+}
+
+/// How QStash is reached, for a command that needs no more.
+pub(crate) fn qstash(args: &ServeArgs) -> Result<qstash::Settings, Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let settings = qstash_settings(args, &mut mistakes, &mut Vec::new());
+    settings.filter(|_| mistakes.0.is_empty()).ok_or(mistakes)
+}
+
+/// Where events go, for a command that needs no more.
+pub(crate) fn routing(args: &ServeArgs) -> Result<Router, Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let router = router(args, &mut mistakes, &mut Vec::new());
+    router.filter(|_| mistakes.0.is_empty()).ok_or(mistakes)
+}
+
+/// Where a running sidecar can be asked, from the same machine: what `--admin` says, or else what
+/// the sidecar is told.
+pub(crate) fn admin_address(admin: Option<&str>, args: &ServeArgs) -> Result<SocketAddr, Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let (flag, text) = match (admin, given(&args.admin_listen)) {
+        (Some(text), _) => ("--admin", text),
+        (None, Some(text)) => ("--admin-listen", text),
+        (None, None) => ("--admin-listen", "127.0.0.1:8788"),
+    };
+    let text = text.strip_prefix("http://").unwrap_or(text);
+    let checked = mistakes.check(flag, address(text.trim_end_matches('/')));
+    let mut address = checked.ok_or(mistakes)?;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    Ok(address)
+}
+
+/// The token that a running sidecar wants to be shown.
+pub(crate) fn admin_token(args: &ServeArgs) -> Option<Secret> {
+    given(&args.admin_token).and_then(Secret::trimmed)
+}
+
+/// The buffer's settings, for a command that needs no more.
+pub(crate) fn buffer(args: &ServeArgs) -> Result<buffer::Settings, Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let settings = buffer_settings(args, &mut mistakes);
+    settings.filter(|_| mistakes.0.is_empty()).ok_or(mistakes)
 }
 
 impl Config {
@@ -368,8 +426,7 @@ fn router(
 }
 
 fn buffer_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<buffer::Settings> {
-    let folder = PathBuf::from(given(&args.data_dir).unwrap_or_default());
-    let path = folder.join(given(&args.buffer).unwrap_or(BUFFER_NAME));
+    let path = buffer_path(args);
     let max_bytes = optional(&args.buffer_max, "--buffer-max", size, mistakes).unwrap_or(1 << 30);
     if max_bytes < SMALLEST_BUFFER {
         mistakes.add(

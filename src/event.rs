@@ -28,6 +28,21 @@ impl EventId {
         Self(Uuid::now_v7())
     }
 
+    /// The ids that begin with these hexadecimal digits, as the first and the last there can be;
+    /// `None` for what is no beginning of an id.
+    pub fn range(prefix: &str) -> Option<(Self, Self)> {
+        let mut digits = prefix.trim().to_ascii_lowercase();
+        digits.retain(|c| c != '-');
+        if digits.is_empty() || digits.len() > 32 {
+            return None;
+        }
+        let of = |fill: &str| {
+            let text = format!("{digits}{}", fill.repeat(32 - digits.len()));
+            Uuid::try_parse(&text).ok().map(Self)
+        };
+        Some((of("0")?, of("f")?))
+    }
+
     /// The 16 bytes that are stored.
     pub fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
@@ -317,6 +332,25 @@ mod tests {
 
     fn read(body: &str) -> Facts {
         Facts::read(body.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_beginning_of_an_id_is_a_range() {
+        let id: EventId = "01980e5c-1b2a-7c3d-8e4f-0123456789ab".parse().unwrap();
+        for prefix in [
+            "0",
+            "01980e5c-1b",
+            "01980E5C1B2A7",
+            "01980e5c-1b2a-7c3d-8e4f-0123456789ab",
+        ] {
+            let (first, last) = EventId::range(prefix).unwrap();
+            assert!((first.0..=last.0).contains(&id.0), "{prefix}");
+        }
+        let (_, last) = EventId::range("00").unwrap();
+        assert!(last.0 < id.0);
+        for prefix in ["", "-", "xyz", "01980e5c-1b2a-7c3d-8e4f-0123456789abc"] {
+            assert!(EventId::range(prefix).is_none(), "{prefix}");
+        }
     }
 
     #[test]

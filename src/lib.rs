@@ -42,7 +42,7 @@
 //! Imports go down only:
 //! `main` → [`commands`], [`cli`] → [`sidecar`] (builds all parts, owns all tasks, knows the
 //! order in which they stop) → [`config`] → [`inbound`], [`admin`], [`forwarder`] → [`buffer`],
-//! [`qstash`], [`router`] → [`destination`], [`event`], `http`, [`sockets`], [`metrics`],
+//! [`qstash`], [`router`] → [`destination`], [`event`], `describe`, `http`, [`sockets`], [`metrics`],
 //! [`clock`], [`secret`].
 //! [`inbound`] does not know the forwarder: the buffer is all they share. [`dev_server`] (a
 //! QStash on this machine, for `dev` and for the tests) is used by nothing else.
@@ -53,6 +53,7 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod config;
+mod describe;
 pub mod destination;
 pub mod dev_server;
 pub mod event;
@@ -65,3 +66,4 @@ pub mod router;
 pub mod secret;
 pub mod sidecar;
 pub mod sockets;
+mod when;

@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod lock;
+mod observer;
 mod opening;
 mod outcomes;
 mod record;
@@ -33,10 +34,11 @@ use tokio::time::timeout;
 use tracing::error;
 
 pub use self::lock::LockError;
+pub use self::observer::{ObserveError, Observer, Whole};
 use self::opening::{Left, Opener};
 pub use self::record::{
-    Address, Change, Fate, Found, NewEvent, Pending, Seq, Settlement, StoredBody, StoredPayload,
-    Tally, Verdict,
+    Address, Change, EventState, Fate, Filter, Found, ListFrom, Listed, NewEvent, Page, Pending,
+    Seq, Settlement, Step, StepKind, StoredBody, StoredPayload, Tally, Verdict,
 };
 use self::store::Reader;
 pub use self::store::StoreError;
@@ -321,6 +323,29 @@ impl Buffer {
     /// The event of this name.
     pub async fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
         self.read(move |reader| reader.find(id)).await
+    }
+
+    /// Events that pass the filter, at most `limit`; looks at a bounded part of the buffer.
+    pub async fn list(
+        &self,
+        filter: Filter,
+        from: ListFrom,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
+        self.read(move |reader| reader.list(&filter, from, limit))
+            .await
+    }
+
+    /// The event of this name, and what it went through before the state it is in.
+    pub async fn story(&self, id: EventId) -> Result<Option<(Listed, Vec<Step>)>, StoreError> {
+        self.read(move |reader| {
+            let Some(event) = reader.between((id, id), 1)?.pop() else {
+                return Ok(None);
+            };
+            let steps = reader.steps(event.seq)?;
+            Ok(Some((event, steps)))
+        })
+        .await
     }
 
     /// The bytes of an event; `None` when it is gone.

@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -95,6 +95,8 @@ pub(crate) struct Forwarder {
     pub(crate) client: Arc<Client>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flow: watch::Sender<Flow>,
+    /// Something was made at QStash: destinations that did not exist are tried at once.
+    pub(crate) retry_held: Arc<Notify>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -153,6 +155,11 @@ impl State {
     fn rewind(&mut self) {
         self.cursor = Seq::START;
         self.more = true;
+    }
+
+    fn retry_held(&mut self) {
+        let now = Instant::now();
+        self.holds.values_mut().for_each(|hold| hold.until = now);
     }
 
     /// Outcomes are on disk.
@@ -239,6 +246,7 @@ impl Forwarder {
                     true => state.rewind(),
                     false => state.more = true,
                 },
+                () = self.retry_held.notified() => state.retry_held(),
                 () = sleep_until(wake) => self.look_at_token(&mut state),
             }
         }

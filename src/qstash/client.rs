@@ -16,7 +16,7 @@ use reqwest::{Response, Url};
 use super::answer::{Answer, BatchOutcome, Outcome};
 use super::message::Message;
 use super::token::Token;
-use super::{Api, Settings, tls};
+use super::{Api, BaseUrl, Settings, tls};
 use crate::clock;
 use crate::destination::{DeliveryOptions, Target};
 
@@ -63,18 +63,7 @@ impl Client {
     }
 
     fn with_tls(settings: Settings, tls: rustls::ClientConfig) -> Result<Self, ClientError> {
-        let mut http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            // A redirect would carry the token to another host.
-            .redirect(Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(POOL_IDLE)
-            .user_agent(concat!("strapi-qstash/", env!("CARGO_PKG_VERSION")));
-        if settings.base.is_loopback() {
-            // HTTPS_PROXY is for the way out of the machine.
-            http = http.no_proxy();
-        }
-        let http = http.build()?;
+        let http = connections(&settings.base, tls)?;
         let token = Token::new(settings.token.clone());
         Ok(Self {
             http,
@@ -289,6 +278,25 @@ pub(super) fn batch_body(
     serde_json::to_vec(&items)
 }
 
+/// What requests to QStash go through.
+pub(super) fn connections(
+    base: &BaseUrl,
+    tls: rustls::ClientConfig,
+) -> Result<reqwest::Client, ClientError> {
+    let mut http = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        // A redirect would carry the token to another host.
+        .redirect(Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(POOL_IDLE)
+        .user_agent(concat!("strapi-qstash/", env!("CARGO_PKG_VERSION")));
+    if base.is_loopback() {
+        // HTTPS_PROXY is for the way out of the machine.
+        http = http.no_proxy();
+    }
+    Ok(http.build()?)
+}
+
 fn read<'a>(response: &'a Response, body: &'a [u8]) -> Answer<'a> {
     Answer {
         status: response.status(),
@@ -300,7 +308,7 @@ fn read<'a>(response: &'a Response, body: &'a [u8]) -> Answer<'a> {
 
 /// What happened, for a person: the kind of failure and its cause, without the layers
 /// between them.
-fn describe(error: &reqwest::Error) -> String {
+pub(super) fn describe(error: &reqwest::Error) -> String {
     let kind = match error {
         error if error.is_timeout() && error.is_connect() => "no connection in time",
         error if error.is_timeout() => "no answer in time",
@@ -332,7 +340,7 @@ mod tests {
 
     use super::*;
     use crate::event::{EventId, Payload};
-    use crate::qstash::{BaseUrl, TokenSource};
+    use crate::qstash::TokenSource;
     use crate::secret::Secret;
 
     /// A server that speaks HTTP/2 only, behind a certificate of its own; counts connections.

@@ -2,6 +2,7 @@
 //! how deliveries are signed. It publishes what it is given and reports what happened; it
 //! knows nothing of the buffer.
 
+mod account;
 mod answer;
 mod base_url;
 mod client;
@@ -12,6 +13,7 @@ mod token;
 
 use std::path::PathBuf;
 
+pub use self::account::{Account, AccountError, Endpoint, LogEntry, Quota, Seen, Topic};
 pub use self::answer::{BatchOutcome, Outcome};
 pub use self::base_url::{BaseUrl, BaseUrlError};
 pub use self::client::{Client, ClientError};

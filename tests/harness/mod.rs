@@ -3,6 +3,7 @@
 //! sends bytes as they are.
 
 mod client;
+pub(crate) mod command;
 pub(crate) mod fixtures;
 mod process;
 mod sink;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use client::{Answer, Client};
+pub(crate) use command::{Said, run_on};
 pub(crate) use process::{Process, binary};
 pub(crate) use sink::{Ledger, Sink};
 
@@ -191,7 +193,7 @@ impl TestApp {
     pub(crate) async fn admin(&self, path: &str) -> Answer {
         let mut client = Client::connect(self.sidecar.admin_address().unwrap()).await;
         client
-            .send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())
             .await
     }
 

@@ -127,7 +127,7 @@ impl Process {
     pub(crate) async fn admin(&self, path: &str) -> Answer {
         let mut client = Client::connect(self.admin_address().await).await;
         client
-            .send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())
             .await
     }
 

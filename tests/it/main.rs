@@ -28,6 +28,8 @@ mod deliver;
 mod docs;
 /// The way down, under load.
 mod drain;
+/// `events`: where is my webhook?
+mod events;
 /// The buffer at its limit.
 mod full;
 #[path = "../harness/mod.rs"]

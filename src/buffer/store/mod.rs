@@ -6,10 +6,12 @@
 //! `NORMAL` would lose acknowledged events when the power goes.
 
 mod files;
+mod list;
 pub(super) mod log;
 mod payload;
 mod read;
 mod rescue;
+mod step;
 mod write;
 
 use std::io::ErrorKind;
@@ -31,8 +33,9 @@ use self::write::{add_tally, append, discard, read_tally, remove, replay, settle
 use super::{Change, LockError, NewEvent, Seq, Settlement, Tally};
 use crate::clock::Timestamp;
 
-/// `PRAGMA user_version` of this format. A file with another one is not opened.
-const FORMAT: i32 = 2;
+/// `PRAGMA user_version` of this format, one number for the whole schema: it grows by one with
+/// each change of `schema.sql`. A file with another one is not opened.
+const FORMAT: i32 = 3;
 /// `PRAGMA application_id`: `SqsB`, so that `file` and people can tell what it is.
 const APPLICATION_ID: i32 = 0x5371_7342;
 /// The best of 4, 8 and 16 KiB for events of 2 KB with the checkpoint off the ack path.

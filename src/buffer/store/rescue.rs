@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, params, param
 
 use super::{
     DEAD, DELIVERED, FORMAT, PAGE_SIZE, PENDING, Store, StoreError, add_tally, connect, files, log,
-    payload, pragma,
+    payload, pragma, step,
 };
 use crate::buffer::{Seq, Tally, beside};
 use crate::clock::Timestamp;
@@ -212,6 +212,7 @@ fn carry_over(
             let whole = payload::copy(from, &tx, Seq(seq))?;
             if insert(&tx, seq, values, &columns, whole, now, &mut change)? {
                 *(if whole { &mut carried } else { &mut in_part }) += 1;
+                step::copy(from, &tx, Seq(seq))?;
                 highest = highest.max(seq);
             } else {
                 payload::delete(&tx, Seq(seq))?;
@@ -249,7 +250,7 @@ fn carry_over(
     Ok((carried, in_part))
 }
 
-const COLUMNS: &str = "state id received_at kind model uid document is_document_id locale destination \
+const COLUMNS: &str = "state id received_at stored_at kind model uid document is_document_id locale destination \
                        options size is_text attempts replays due_at settled_at message_ids reason";
 
 /// `false`: the row is no event.
@@ -308,9 +309,9 @@ fn insert_orphan(tx: &Transaction<'_>, seq: Seq, now: Timestamp) -> Result<(), S
         kind => kind,
     };
     tx.prepare_cached(
-        "INSERT INTO event (seq, id, received_at, state, kind, model, uid, is_document_id, options, size, is_text,
+        "INSERT INTO event (seq, id, received_at, stored_at, state, kind, model, uid, is_document_id, options, size, is_text,
                             attempts, due_at, settled_at, reason)
-         VALUES (?1, ?2, ?3, 2, ?4, ?5, ?6, 0, '', ?7, 0, 0, ?3, ?3, ?8)",
+         VALUES (?1, ?2, ?3, ?3, 2, ?4, ?5, ?6, 0, '', ?7, 0, 0, ?3, ?3, ?8)",
     )?
     .execute(params![
         seq.0,

@@ -6,6 +6,8 @@ mod damage;
 mod log;
 /// Random operations against a simple model.
 mod model;
+/// Read from beside.
+mod observing;
 
 use std::path::Path;
 
