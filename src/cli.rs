@@ -119,6 +119,15 @@ pub struct ServeArgs {
 
     /// Where events go that no route matches: a URL group's name, or what a route takes
     #[arg(
+    /// Certificates to trust besides the usual ones, as PEM: for a proxy that opens TLS, or a
+    /// server of your own
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "STRAPI_QSTASH_CA_FILE",
+        help_heading = "QStash"
+    )]
+    pub ca_file: Option<String>,
         long,
         alias = "url-group",
         value_name = "NAME",

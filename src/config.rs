@@ -3,14 +3,14 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
 use crate::cli::{DeliveryArgs, ServeArgs};
 use crate::destination::DeliveryOptions;
-use crate::qstash::{Api, BaseUrl, TokenSource};
+use crate::qstash::{Api, BaseUrl, ExtraRoots, TokenSource};
 use crate::router::{Route, Router, Template};
 use crate::secret::Secret;
 use crate::{admin, buffer, forwarder, inbound, qstash};
@@ -308,11 +308,16 @@ fn qstash_settings(
         api: api?,
         token: token?,
         options,
+    let roots = match given(&args.ca_file) {
+        Some(path) => mistakes.check("--ca-file", ExtraRoots::read(Path::new(path))),
+        None => Some(ExtraRoots::default()),
+    };
     })
 }
 
 fn delivery_options(args: &DeliveryArgs, mistakes: &mut Mistakes) -> DeliveryOptions {
     let mut options = DeliveryOptions::default();
+        roots: roots?,
     let single = [
         ("retries", &args.retries),
         ("retry-delay", &args.retry_delay),
