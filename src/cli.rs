@@ -37,6 +37,9 @@ pub enum Command {
     /// Print the code that registers the webhook where Strapi runs with NODE_ENV=production, since
     /// its admin panel refuses local addresses there: strapi-qstash strapi-bootstrap > src/index.js
     StrapiBootstrap(StrapiBootstrapArgs),
+    /// Ask the sidecar on this machine whether it can make events durable; the exit code tells.
+    /// For images without curl
+    Healthcheck(HealthcheckArgs),
 }
 
 /// The flags of `serve`.
@@ -116,9 +119,6 @@ pub struct ServeArgs {
         help_heading = "QStash"
     )]
     pub qstash_api: Option<String>,
-
-    /// Where events go that no route matches: a URL group's name, or what a route takes
-    #[arg(
     /// Certificates to trust besides the usual ones, as PEM: for a proxy that opens TLS, or a
     /// server of your own
     #[arg(
@@ -128,6 +128,9 @@ pub struct ServeArgs {
         help_heading = "QStash"
     )]
     pub ca_file: Option<String>,
+
+    /// Where events go that no route matches: a URL group's name, or what a route takes
+    #[arg(
         long,
         alias = "url-group",
         value_name = "NAME",
@@ -353,6 +356,17 @@ pub struct StrapiBootstrapArgs {
     pub listen: Vec<String>,
 }
 
+/// The flags of `healthcheck`.
+#[derive(Debug, Clone, Args)]
+pub struct HealthcheckArgs {
+    /// Ask only whether the process lives
+    #[arg(long)]
+    pub live: bool,
+    /// Where the sidecar has its admin address [default: 127.0.0.1:8788]
+    #[arg(long, value_name = "ADDR", env = "STRAPI_QSTASH_ADMIN_LISTEN")]
+    pub admin_listen: Option<String>,
+}
+
 impl ServeArgs {
     /// Whether a flag (`--topic`) was typed, and not set in the environment.
     pub fn is_typed(&self, flag: &str) -> bool {
@@ -412,6 +426,10 @@ mod tests {
         for command in [
             Cli::command(),
             Cli::command().find_subcommand("dev").unwrap().clone(),
+            Cli::command()
+                .find_subcommand("healthcheck")
+                .unwrap()
+                .clone(),
             Cli::command()
                 .find_subcommand("strapi-bootstrap")
                 .unwrap()

@@ -245,10 +245,8 @@ fn admin_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<admin::Se
         return None;
     }
     let token = given(&args.admin_token).and_then(Secret::trimmed);
-    let listen = match given(&args.admin_listen) {
-        Some(text) => mistakes.check("--admin-listen", address(text))?,
-        None => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8788),
-    };
+    let listen = admin_address(given(&args.admin_listen));
+    let listen = mistakes.check("--admin-listen", listen)?;
     if !listen.ip().is_loopback() && token.is_none() {
         mistakes.add(
             "--admin-listen",
@@ -256,6 +254,14 @@ fn admin_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<admin::Se
         );
     }
     Some(admin::Settings { listen, token })
+}
+
+/// The admin address that was typed, or the usual one.
+pub(crate) fn admin_address(typed: Option<&str>) -> Result<SocketAddr, String> {
+    match typed.filter(|text| !text.trim().is_empty()) {
+        Some(text) => address(text),
+        None => Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8788)),
+    }
 }
 
 fn qstash_settings(
@@ -302,22 +308,22 @@ fn qstash_settings(
             None
         }
     };
+    let roots = match given(&args.ca_file) {
+        Some(path) => mistakes.check("--ca-file", ExtraRoots::read(Path::new(path))),
+        None => Some(ExtraRoots::default()),
+    };
     let options = delivery_options(&args.delivery, mistakes);
     Some(qstash::Settings {
         base: base?,
         api: api?,
         token: token?,
+        roots: roots?,
         options,
-    let roots = match given(&args.ca_file) {
-        Some(path) => mistakes.check("--ca-file", ExtraRoots::read(Path::new(path))),
-        None => Some(ExtraRoots::default()),
-    };
     })
 }
 
 fn delivery_options(args: &DeliveryArgs, mistakes: &mut Mistakes) -> DeliveryOptions {
     let mut options = DeliveryOptions::default();
-        roots: roots?,
     let single = [
         ("retries", &args.retries),
         ("retry-delay", &args.retry_delay),

@@ -1,6 +1,7 @@
 //! What each command does. They alone print.
 
 pub mod dev;
+pub mod healthcheck;
 mod logging;
 pub mod serve;
 pub mod strapi_bootstrap;

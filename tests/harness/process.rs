@@ -117,11 +117,15 @@ impl Process {
         }
     }
 
-    /// Asks admin.
-    pub(crate) async fn admin(&self, path: &str) -> Answer {
+    pub(crate) async fn admin_address(&self) -> SocketAddr {
         let address = || self.address("health and metrics are at http://");
         assert!(wait_until(LONG, || address().is_some()).await);
-        let mut client = Client::connect(address().unwrap()).await;
+        address().unwrap()
+    }
+
+    /// Asks admin.
+    pub(crate) async fn admin(&self, path: &str) -> Answer {
+        let mut client = Client::connect(self.admin_address().await).await;
         client
             .send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
             .await
