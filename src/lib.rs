@@ -46,6 +46,10 @@
 //! [`clock`], [`secret`].
 //! [`inbound`] does not know the forwarder: the buffer is all they share. [`dev_server`] (a
 //! QStash on this machine, for `dev` and for the tests) is used by nothing else.
+//!
+//! # For receivers
+//!
+//! [`signature`] checks that a delivery is QStash's; `examples/receiver` is an API that does.
 
 pub mod admin;
 pub mod buffer;
@@ -65,3 +69,5 @@ pub mod router;
 pub mod secret;
 pub mod sidecar;
 pub mod sockets;
+
+pub use self::qstash::signature;
