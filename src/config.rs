@@ -68,7 +68,11 @@ pub enum LogFormat {
 pub struct Mistakes(Vec<String>);
 
 impl Mistakes {
-    fn add(&mut self, flag: &str, text: impl fmt::Display) {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn add(&mut self, flag: &str, text: impl fmt::Display) {
         self.0.push(format!("{flag}: {text}"));
     }
 
@@ -116,7 +120,7 @@ impl Config {
             duration,
             &mut mistakes,
         );
-        let log = log_settings(args, &mut mistakes);
+        let log = log_settings(&args.log_format, &args.log, &mut mistakes);
         for flag in SECRET_FLAGS.iter().filter(|flag| args.is_typed(flag)) {
             warnings.push(format!(
                 "{flag}: everyone on this machine can see it in the list of processes; set it in the environment or in a file"
@@ -133,7 +137,7 @@ impl Config {
         }
         match (inbound, qstash, router, buffer, log) {
             (Some(inbound), Some(qstash), Some(router), Some(buffer), Some(log))
-                if mistakes.0.is_empty() =>
+                if mistakes.is_empty() =>
             {
                 let config = Self {
                     inbound,
@@ -308,10 +312,7 @@ fn qstash_settings(
             None
         }
     };
-    let roots = match given(&args.ca_file) {
-        Some(path) => mistakes.check("--ca-file", ExtraRoots::read(Path::new(path))),
-        None => Some(ExtraRoots::default()),
-    };
+    let roots = roots(&args.ca_file, mistakes);
     let options = delivery_options(&args.delivery, mistakes);
     Some(qstash::Settings {
         base: base?,
@@ -320,6 +321,13 @@ fn qstash_settings(
         roots: roots?,
         options,
     })
+}
+
+pub(crate) fn roots(file: &Option<String>, mistakes: &mut Mistakes) -> Option<ExtraRoots> {
+    match given(file) {
+        Some(path) => mistakes.check("--ca-file", ExtraRoots::read(Path::new(path))),
+        None => Some(ExtraRoots::default()),
+    }
 }
 
 fn delivery_options(args: &DeliveryArgs, mistakes: &mut Mistakes) -> DeliveryOptions {
@@ -398,8 +406,12 @@ fn buffer_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<buffer::
     })
 }
 
-fn log_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<LogSettings> {
-    let format = match given(&args.log_format) {
+pub(crate) fn log_settings(
+    format: &Option<String>,
+    filter: &Option<String>,
+    mistakes: &mut Mistakes,
+) -> Option<LogSettings> {
+    let format = match given(format) {
         None => None,
         Some("text") => Some(LogFormat::Text),
         Some("json") => Some(LogFormat::Json),
@@ -411,7 +423,7 @@ fn log_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<LogSettings
             return None;
         }
     };
-    let filter = given(&args.log).unwrap_or("info").to_owned();
+    let filter = given(filter).unwrap_or("info").to_owned();
     let parsed = tracing_subscriber::EnvFilter::builder().parse(&filter);
     mistakes.check(
         "--log",
@@ -421,14 +433,14 @@ fn log_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<LogSettings
 }
 
 /// A value that was given: an empty one, as in `QSTASH_TOKEN=`, counts as none.
-fn given(value: &Option<String>) -> Option<&str> {
+pub(crate) fn given(value: &Option<String>) -> Option<&str> {
     value
         .as_deref()
         .map(str::trim)
         .filter(|value| !value.is_empty())
 }
 
-fn optional<T>(
+pub(crate) fn optional<T>(
     value: &Option<String>,
     flag: &str,
     parse: impl Fn(&str) -> Result<T, String>,
@@ -478,7 +490,7 @@ fn secret(
     }
 }
 
-fn read_secret(flag: &str, path: &str, mistakes: &mut Mistakes) -> Option<Secret> {
+pub(crate) fn read_secret(flag: &str, path: &str, mistakes: &mut Mistakes) -> Option<Secret> {
     let text =
         std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"));
     let text = mistakes.check(flag, text)?;
@@ -511,7 +523,7 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// A number with a unit; 0 needs none.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text.chars().all(|c| c.is_ascii_digit()) && text != "0" {
         return Err(format!(
             "{text:?} has no unit: write {text}s for seconds, or {text}m, {text}h, {text}d"

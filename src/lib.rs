@@ -50,6 +50,7 @@
 //! # For receivers
 //!
 //! [`signature`] checks that a delivery is QStash's; `examples/receiver` is an API that does.
+//! [`receiver`] is a program of its own (`verify`) that stands before an API and does it for it.
 
 pub mod admin;
 pub mod buffer;
@@ -65,6 +66,7 @@ mod http;
 pub mod inbound;
 pub mod metrics;
 pub mod qstash;
+pub mod receiver;
 pub mod router;
 pub mod secret;
 pub mod sidecar;

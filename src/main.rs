@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         None => serve(&cli.serve),
         Some(Command::Serve(args)) => serve(args),
         Some(Command::Dev(args)) => block_on(commands::dev::run(args)),
+        Some(Command::Verify(args)) => block_on(commands::verify::run(args)),
         Some(Command::Healthcheck(args)) => commands::healthcheck::run(args),
         Some(Command::StrapiBootstrap(args)) => commands::strapi_bootstrap::run(args),
     };

@@ -7,6 +7,7 @@ pub mod serve;
 pub mod strapi_bootstrap;
 mod successor;
 mod supervise;
+pub mod verify;
 
 use std::process::ExitCode;
 

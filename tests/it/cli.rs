@@ -118,6 +118,7 @@ fn wrong_usage_is_2_and_help_is_0() {
         &["dev", "--help"],
         &["strapi-bootstrap", "--help"],
         &["healthcheck", "--help"],
+        &["verify", "--help"],
         &["--version"],
     ] {
         assert_eq!(run(args).status.code(), Some(0), "{args:?}");

@@ -45,3 +45,5 @@ mod restart;
 mod signature;
 /// Strapi's Trigger button.
 mod trigger;
+/// The receiving end: `verify` before an API.
+mod verify;
