@@ -29,13 +29,19 @@ fn flags(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_flag_in_the_readme_exists() {
-    let of_cargo = ["--release", "--locked", "--path"].map(str::to_owned);
+    let of_others = [
+        "--release",
+        "--locked",
+        "--path",
+        "--read-only",
+        "--cap-drop",
+    ];
     let commands = ["dev", "strapi-bootstrap", "healthcheck", "verify"];
     let mut known = flags(&help(&[]));
     for command in commands {
         known.extend(flags(&help(&[command])));
     }
-    known.extend(of_cargo);
+    known.extend(of_others.map(str::to_owned));
     let unknown: Vec<String> = flags(&readme())
         .into_iter()
         .filter(|flag| !known.contains(flag))
