@@ -46,6 +46,11 @@
 //! [`clock`], [`secret`].
 //! [`inbound`] does not know the forwarder: the buffer is all they share. [`dev_server`] (a
 //! QStash on this machine, for `dev` and for the tests) is used by nothing else.
+//!
+//! # For receivers
+//!
+//! [`signature`] checks that a delivery is QStash's; `examples/receiver` is an API that does.
+//! [`receiver`] is a program of its own (`verify`) that stands before an API and does it for it.
 
 pub mod admin;
 pub mod buffer;
@@ -62,8 +67,11 @@ mod http;
 pub mod inbound;
 pub mod metrics;
 pub mod qstash;
+pub mod receiver;
 pub mod router;
 pub mod secret;
 pub mod sidecar;
 pub mod sockets;
 mod when;
+
+pub use self::qstash::signature;

@@ -15,6 +15,8 @@ fn main() -> ExitCode {
         Some(Command::Serve(args)) => serve(args),
         Some(Command::Dev(args)) => block_on(commands::dev::run(args)),
         Some(Command::Events(command)) => block_on(commands::events::run(command)),
+        Some(Command::Verify(args)) => block_on(commands::verify::run(args)),
+        Some(Command::Healthcheck(args)) => commands::healthcheck::run(args),
         Some(Command::StrapiBootstrap(args)) => commands::strapi_bootstrap::run(args),
     };
     match done {

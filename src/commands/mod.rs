@@ -2,6 +2,7 @@
 
 pub mod dev;
 pub mod events;
+pub mod healthcheck;
 mod logging;
 mod running;
 pub mod serve;
@@ -10,6 +11,7 @@ mod successor;
 mod supervise;
 mod table;
 mod terminal;
+pub mod verify;
 
 use std::process::ExitCode;
 

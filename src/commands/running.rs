@@ -25,12 +25,12 @@ impl Running {
     pub(super) fn new(admin: Option<&str>, args: &ServeArgs) -> anyhow::Result<Self> {
         Ok(Self {
             http: reqwest::Client::builder()
-                .tls_backend_preconfigured(tls::client_config())
+                .tls_backend_preconfigured(tls::client_config(&tls::ExtraRoots::default()))
                 .no_proxy()
                 .timeout(PATIENCE)
                 .build()
                 .context("could not set up a connection")?,
-            address: config::admin_address(admin, args)?,
+            address: config::admin_to_ask(admin, args.admin_listen.as_deref())?,
             token: config::admin_token(args),
         })
     }

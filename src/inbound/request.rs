@@ -52,7 +52,7 @@ const NOT_FORWARDED: [&str; 18] = [
 
 /// Why a body was not read.
 #[derive(Debug)]
-pub(super) enum Unread {
+pub(crate) enum Unread {
     TooLarge,
     TooSlow,
     Broken(hyper::Error),
@@ -80,7 +80,7 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// The body, if it is not larger than `limit`, and the room that it takes.
-pub(super) async fn read(
+pub(crate) async fn read(
     mut body: Incoming,
     limit: u64,
     admission: &Admission,

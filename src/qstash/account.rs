@@ -138,7 +138,7 @@ impl Account {
     /// Sets it up; nothing is asked yet.
     pub fn new(settings: &Settings) -> Result<Self, ClientError> {
         Ok(Self {
-            http: connections(&settings.base, tls::client_config())?,
+            http: connections(&settings.base, tls::client_config(&settings.roots))?,
             base: settings.base.clone(),
             token: Token::new(settings.token.clone()),
         })

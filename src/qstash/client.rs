@@ -59,11 +59,7 @@ pub struct ClientError(#[from] reqwest::Error);
 impl Client {
     /// Sets up a client; nothing is sent yet.
     pub fn new(settings: Settings) -> Result<Self, ClientError> {
-        Self::with_tls(settings, tls::client_config())
-    }
-
-    fn with_tls(settings: Settings, tls: rustls::ClientConfig) -> Result<Self, ClientError> {
-        let http = connections(&settings.base, tls)?;
+        let http = connections(&settings.base, tls::client_config(&settings.roots))?;
         let token = Token::new(settings.token.clone());
         Ok(Self {
             http,
@@ -340,13 +336,11 @@ mod tests {
 
     use super::*;
     use crate::event::{EventId, Payload};
-    use crate::qstash::TokenSource;
+    use crate::qstash::{BaseUrl, ExtraRoots, TokenSource};
     use crate::secret::Secret;
 
     /// A server that speaks HTTP/2 only, behind a certificate of its own; counts connections.
-    async fn http2_server(
-        connections: Arc<AtomicUsize>,
-    ) -> (Settings, rustls::ClientConfig, TaskTracker) {
+    async fn http2_server(connections: Arc<AtomicUsize>) -> (Settings, ExtraRoots, TaskTracker) {
         let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key =
             rustls::pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
@@ -383,20 +377,14 @@ mod tests {
                 );
             }
         });
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(signed.cert.der().clone()).unwrap();
-        let mut trusting = rustls::ClientConfig::builder_with_provider(Arc::new(
-            rustls::crypto::ring::default_provider(),
-        ))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-        trusting.alpn_protocols = tls::client_config().alpn_protocols;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, tls::tests::pem(signed.cert.der())).unwrap();
+        let trusting = ExtraRoots::read(file.path()).unwrap();
         let settings = Settings {
             base: BaseUrl::parse(&base).unwrap(),
             api: Api::V2,
             token: TokenSource::Value(Secret::trimmed("t").unwrap()),
+            roots: ExtraRoots::default(),
             options: crate::destination::DeliveryOptions::default(),
         };
         (settings, trusting, tasks)
@@ -423,7 +411,11 @@ mod tests {
     async fn http_2_is_spoken_where_it_is_offered_over_one_connection() {
         let connections = Arc::new(AtomicUsize::new(0));
         let (settings, trusting, _tasks) = http2_server(Arc::clone(&connections)).await;
-        let client = Client::with_tls(settings, trusting).unwrap();
+        let client = Client::new(Settings {
+            roots: trusting,
+            ..settings
+        })
+        .unwrap();
         for _ in 0..5 {
             assert!(matches!(publish(&client).await, Outcome::Accepted { .. }));
         }

@@ -18,6 +18,7 @@ pub use self::answer::{BatchOutcome, Outcome};
 pub use self::base_url::{BaseUrl, BaseUrlError};
 pub use self::client::{Client, ClientError};
 pub use self::message::Message;
+pub use self::tls::{ExtraRoots, RootsError};
 use crate::destination::DeliveryOptions;
 use crate::secret::Secret;
 
@@ -30,6 +31,8 @@ pub struct Settings {
     pub api: Api,
     /// As whom.
     pub token: TokenSource,
+    /// Whom its certificate may be signed by, besides those whom browsers trust.
+    pub roots: ExtraRoots,
     /// Delivery options of all routes.
     pub options: DeliveryOptions,
 }

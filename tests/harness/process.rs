@@ -80,7 +80,18 @@ impl Process {
             .unwrap_or_else(|log| panic!("it did not start: {log}"))
     }
 
-    pub(crate) async fn try_spawn(mut command: Command) -> Result<Self, String> {
+    /// A command that says in another way where it listens.
+    pub(crate) async fn spawn_saying(command: Command, before_address: &str) -> Self {
+        Self::try_spawn_saying(command, before_address)
+            .await
+            .unwrap_or_else(|log| panic!("it did not start: {log}"))
+    }
+
+    pub(crate) async fn try_spawn(command: Command) -> Result<Self, String> {
+        Self::try_spawn_saying(command, "Webhooks go to http://").await
+    }
+
+    async fn try_spawn_saying(mut command: Command, before_address: &str) -> Result<Self, String> {
         let mut child = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -102,7 +113,7 @@ impl Process {
         };
         let deadline = Instant::now() + LONG;
         loop {
-            if let Some(address) = process.address("Webhooks go to http://") {
+            if let Some(address) = process.address(before_address) {
                 process.webhook = address;
                 return Ok(process);
             }

@@ -29,11 +29,19 @@ fn flags(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_flag_in_the_readme_exists() {
-    let of_cargo = ["--release", "--locked", "--path"].map(str::to_owned);
+    let of_others = [
+        "--release",
+        "--locked",
+        "--path",
+        "--read-only",
+        "--cap-drop",
+    ];
     let mut known: BTreeSet<String> = [
         &[][..],
         &["dev"],
         &["strapi-bootstrap"],
+        &["healthcheck"],
+        &["verify"],
         &["events", "list"],
         &["events", "show"],
         &["events", "replay"],
@@ -42,7 +50,7 @@ fn every_flag_in_the_readme_exists() {
     .iter()
     .flat_map(|command| flags(&help(command)))
     .collect();
-    known.extend(of_cargo);
+    known.extend(of_others.map(str::to_owned));
     let unknown: Vec<String> = flags(&readme())
         .into_iter()
         .filter(|flag| !known.contains(flag))

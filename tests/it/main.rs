@@ -43,5 +43,9 @@ mod harness;
 mod outage;
 /// Restarts while events come: by successor, by supervisor, by socket activation.
 mod restart;
+/// What Upstash's SDKs say about signatures, and what we say.
+mod signature;
 /// Strapi's Trigger button.
 mod trigger;
+/// The receiving end: `verify` before an API.
+mod verify;

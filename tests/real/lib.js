@@ -210,4 +210,4 @@ function end(code) {
   process.exit(code);
 }
 
-module.exports = { ROOT, folder, freePort, install, layOut, run, runTest, say, stop, until, withoutSettings };
+module.exports = { CACHE, ROOT, folder, freePort, install, layOut, run, runTest, say, stop, until, withoutSettings };
