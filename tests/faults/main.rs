@@ -41,6 +41,8 @@ mod kill;
 mod load;
 /// Memory: many events, many connections, large bodies.
 mod memory;
+/// The buffer against a simple model of it.
+mod model;
 /// The way to QStash fails: proxies, TLS, names.
 mod network;
 mod proxy;
@@ -74,6 +76,7 @@ fn block_on<F: Future>(fault: F) -> F::Output {
 
 const FAULTS: &[Fault] = &[
     ("kill -9 under mixed load", kill::under_mixed_load),
+    ("random operations on the buffer", model::random_operations),
     ("connections refused", network::refused),
     ("reset in the request", network::reset_in_the_request),
     ("reset in the answer", network::reset_in_the_answer),

@@ -4,8 +4,6 @@
 mod damage;
 /// A write-ahead log that is damaged, or only torn.
 mod log;
-/// Random operations against a simple model.
-mod model;
 /// Read from beside.
 mod observing;
 

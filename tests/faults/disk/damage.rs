@@ -38,7 +38,7 @@ enum Damage {
     PayloadPage,
     /// The second half is not there.
     Half,
-    /// One page in the middle of the write-ahead log. SQLite takes it for the torn end of what
+    /// One page of the write-ahead log. SQLite takes it for the torn end of what
     /// was being written, and reads no further; but at most one commit can be torn, and behind
     /// this page there are many.
     LogPage,
@@ -239,11 +239,16 @@ fn inflict(damage: Damage, path: &Path, random: &mut fastrand::Rng) -> BTreeSet<
 fn inflict_on_log(damage: Damage, path: &Path, random: &mut fastrand::Rng) -> BTreeSet<usize> {
     let log_path = suffixed(path, "-wal");
     let mut log = std::fs::read(&log_path).unwrap();
-    let middle = end_of_log(&log) / 2;
+    let end = end_of_log(&log);
+    let middle = end / 2;
     let damaged = match damage {
         Damage::Log => 0..log.len(),
         Damage::LogEnd => middle..log.len(),
-        _ => middle..middle + 8192,
+        _ => {
+            // Any of them, that of the log's header too, but those of the last few commits.
+            let page = random.usize(0..end * 9 / 10 / 8192);
+            page * 8192..(page + 1) * 8192
+        }
     };
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join(BUFFER);
