@@ -14,6 +14,8 @@ fn main() -> ExitCode {
         None => serve(&cli.serve),
         Some(Command::Serve(args)) => serve(args),
         Some(Command::Dev(args)) => block_on(commands::dev::run(args)),
+        Some(Command::Check(args)) => block_on(commands::check::run(args)),
+        Some(Command::Topics(command)) => block_on(commands::topics::run(command)),
         Some(Command::Events(command)) => block_on(commands::events::run(command)),
         Some(Command::Verify(args)) => block_on(commands::verify::run(args)),
         Some(Command::Healthcheck(args)) => commands::healthcheck::run(args),
