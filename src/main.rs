@@ -19,6 +19,8 @@ fn main() -> ExitCode {
         Some(Command::Events(command)) => block_on(commands::events::run(command)),
         Some(Command::Verify(args)) => block_on(commands::verify::run(args)),
         Some(Command::Healthcheck(args)) => commands::healthcheck::run(args),
+        Some(Command::Completions(args)) => commands::manual::completions(args),
+        Some(Command::Man(args)) => commands::manual::man(args),
         Some(Command::StrapiBootstrap(args)) => commands::strapi_bootstrap::run(args),
     };
     match done {

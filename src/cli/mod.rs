@@ -60,6 +60,10 @@ pub enum Command {
     /// Ask the sidecar on this machine whether it can make events durable; the exit code tells.
     /// For images without curl
     Healthcheck(HealthcheckArgs),
+    /// Print completions for a shell: bash, elvish, fish, powershell or zsh
+    Completions(CompletionsArgs),
+    /// Print the man page
+    Man(ManArgs),
 }
 
 /// The flags of `serve`.
@@ -457,6 +461,22 @@ pub struct HealthcheckArgs {
     pub admin_listen: Option<String>,
 }
 
+/// The flags of `completions`.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: String,
+}
+
+/// The flags of `man`.
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// Write a page for each command into this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<String>,
+}
+
 impl ServeArgs {
     /// Whether a flag (`--topic`) was typed, and not set in the environment.
     pub fn is_typed(&self, flag: &str) -> bool {
@@ -531,9 +551,13 @@ impl Cli {
                 EventsCommand::Replay(args) | EventsCommand::Discard(args) => &mut args.serve,
                 EventsCommand::Export(args) => &mut args.serve,
             }),
-            Some(Command::Verify(_) | Command::Healthcheck(_) | Command::StrapiBootstrap(_)) => {
-                None
-            }
+            Some(
+                Command::Verify(_)
+                | Command::Healthcheck(_)
+                | Command::StrapiBootstrap(_)
+                | Command::Completions(_)
+                | Command::Man(_),
+            ) => None,
         }
     }
 }

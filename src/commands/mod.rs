@@ -5,6 +5,7 @@ pub mod dev;
 pub mod events;
 pub mod healthcheck;
 mod logging;
+pub mod manual;
 mod public;
 mod running;
 pub mod serve;
