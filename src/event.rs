@@ -17,6 +17,20 @@ use crate::clock::Timestamp;
 /// The event that Strapi's panel sends when someone presses Trigger.
 pub const TRIGGER_TEST: &str = "trigger-test";
 
+/// What Strapi's panel offers to send, and Trigger.
+pub(crate) const STRAPI_EVENTS: [&str; 10] = [
+    "entry.create",
+    "entry.update",
+    "entry.delete",
+    "entry.publish",
+    "entry.unpublish",
+    "entry.draft-discard",
+    "media.create",
+    "media.update",
+    "media.delete",
+    TRIGGER_TEST,
+];
+
 /// Our name for an event: a UUID v7, so ids sort by the time of receipt. It is also the
 /// deduplication id at QStash (letters, digits and `-` only, 36 characters).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

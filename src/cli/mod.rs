@@ -6,7 +6,10 @@ mod operate;
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 
-pub use self::operate::{ChangeArgs, EventsCommand, ExportArgs, FilterArgs, ListArgs, ShowArgs};
+pub use self::operate::{
+    ChangeArgs, ChangeTopicArgs, CheckArgs, EventsCommand, ExportArgs, FilterArgs, ListArgs,
+    ListTopicsArgs, ShowArgs, TopicsCommand,
+};
 
 /// Takes Strapi's webhooks on localhost, makes each one durable, and publishes it to QStash.
 #[derive(Debug, Parser)]
@@ -38,6 +41,12 @@ pub enum Command {
     /// Run everything on one machine, with no account and no network: the sidecar, a QStash
     /// development server, and a catcher that plays the receiving API
     Dev(Box<DevArgs>),
+    /// Say what is wrong and how to mend it: token, region, URL groups, endpoints, routes, buffer,
+    /// disk, clock. It takes the flags of the sidecar; with --event it tells where an event goes
+    Check(Box<CheckArgs>),
+    /// QStash's URL groups (topics): list, create, add, remove
+    #[command(subcommand)]
+    Topics(TopicsCommand),
     /// Where is my webhook? List, show, replay, discard and export events, of a running sidecar and
     /// of a stopped one
     #[command(subcommand)]
@@ -51,6 +60,10 @@ pub enum Command {
     /// Ask the sidecar on this machine whether it can make events durable; the exit code tells.
     /// For images without curl
     Healthcheck(HealthcheckArgs),
+    /// Print completions for a shell: bash, elvish, fish, powershell or zsh
+    Completions(CompletionsArgs),
+    /// Print the man page
+    Man(ManArgs),
 }
 
 /// The flags of `serve`.
@@ -448,6 +461,22 @@ pub struct HealthcheckArgs {
     pub admin_listen: Option<String>,
 }
 
+/// The flags of `completions`.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: String,
+}
+
+/// The flags of `man`.
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// Write a page for each command into this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<String>,
+}
+
 impl ServeArgs {
     /// Whether a flag (`--topic`) was typed, and not set in the environment.
     pub fn is_typed(&self, flag: &str) -> bool {
@@ -460,7 +489,15 @@ impl Cli {
     /// show those that matter to them.
     pub fn build() -> clap::Command {
         use operate::{OF_ADMIN, OF_BUFFER, OF_QSTASH, OF_ROUTING};
-        Self::command().mut_subcommand("events", |events| {
+        let topics = |topics: clap::Command| {
+            topics
+                .mut_subcommand("list", |list| show_only(list, &[OF_QSTASH]))
+                .mut_subcommand("create", |create| show_only(create, &[OF_QSTASH, OF_ADMIN]))
+                .mut_subcommand("add", |add| show_only(add, &[OF_QSTASH, OF_ADMIN]))
+                .mut_subcommand("remove", |remove| show_only(remove, &[OF_QSTASH, OF_ADMIN]))
+        };
+        let command = Self::command().mut_subcommand("topics", topics);
+        command.mut_subcommand("events", |events| {
             events
                 .mut_subcommand("list", |list| show_only(list, &[OF_BUFFER]))
                 .mut_subcommand("show", |show| show_only(show, &[OF_BUFFER, OF_QSTASH]))
@@ -501,15 +538,26 @@ impl Cli {
             None => Some(&mut self.serve),
             Some(Command::Serve(args)) => Some(args),
             Some(Command::Dev(args)) => Some(&mut args.serve),
+            Some(Command::Check(args)) => Some(&mut args.serve),
+            Some(Command::Topics(command)) => Some(match command {
+                TopicsCommand::List(args) => &mut args.serve,
+                TopicsCommand::Create(args)
+                | TopicsCommand::Add(args)
+                | TopicsCommand::Remove(args) => &mut args.serve,
+            }),
             Some(Command::Events(command)) => Some(match command {
                 EventsCommand::List(args) => &mut args.serve,
                 EventsCommand::Show(args) => &mut args.serve,
                 EventsCommand::Replay(args) | EventsCommand::Discard(args) => &mut args.serve,
                 EventsCommand::Export(args) => &mut args.serve,
             }),
-            Some(Command::Verify(_) | Command::Healthcheck(_) | Command::StrapiBootstrap(_)) => {
-                None
-            }
+            Some(
+                Command::Verify(_)
+                | Command::Healthcheck(_)
+                | Command::StrapiBootstrap(_)
+                | Command::Completions(_)
+                | Command::Man(_),
+            ) => None,
         }
     }
 }

@@ -145,6 +145,73 @@ pub struct ExportArgs {
     pub serve: ServeArgs,
 }
 
+/// The flags of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Only tell where an event of this kind would go, rule by rule
+    #[arg(long, value_name = "EVENT")]
+    pub event: Option<String>,
+    /// The event's content type, such as api::article.article
+    #[arg(long, value_name = "UID", requires = "event")]
+    pub uid: Option<String>,
+    /// The event's model [default: the last part of the UID]
+    #[arg(long, value_name = "MODEL", requires = "event")]
+    pub model: Option<String>,
+    /// One JSON object a line, for scripts
+    #[arg(long)]
+    pub json: bool,
+    /// Where the running sidecar's admin address is [default: as --admin-listen says]
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<String>,
+    /// The flags of the sidecar.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// The commands of `topics`.
+#[derive(Debug, Subcommand)]
+pub enum TopicsCommand {
+    /// List the URL groups with their endpoints
+    List(Box<ListTopicsArgs>),
+    /// Make a URL group of these endpoints; what waits for it goes out
+    Create(Box<ChangeTopicArgs>),
+    /// Add endpoints to a URL group
+    Add(Box<ChangeTopicArgs>),
+    /// Take endpoints out of a URL group; without any, remove the group
+    Remove(Box<ChangeTopicArgs>),
+}
+
+/// The flags of `topics list`.
+#[derive(Debug, Args)]
+pub struct ListTopicsArgs {
+    /// One JSON object a line, for scripts
+    #[arg(long)]
+    pub json: bool,
+    /// The flags of the sidecar.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// The flags of the commands that change a URL group.
+#[derive(Debug, Args)]
+pub struct ChangeTopicArgs {
+    /// The group's name: letters, digits, '_', '-' and '.'
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// URLs of endpoints, https://…, or with a name for each: site=https://…
+    #[arg(value_name = "URL")]
+    pub endpoints: Vec<String>,
+    /// Do not ask before a group is removed
+    #[arg(long)]
+    pub yes: bool,
+    /// Where the running sidecar's admin address is [default: as --admin-listen says]
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<String>,
+    /// The flags of the sidecar.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
 /// Flags of `serve` that tell where the buffer is.
 pub(super) const OF_BUFFER: &[&str] = &["buffer", "data_dir"];
 
@@ -152,7 +219,8 @@ pub(super) const OF_BUFFER: &[&str] = &["buffer", "data_dir"];
 pub(super) const OF_ADMIN: &[&str] = &["admin_listen", "admin_token"];
 
 /// Flags of `serve` that tell how QStash is reached.
-pub(super) const OF_QSTASH: &[&str] = &["qstash_token", "qstash_token_file", "qstash_url"];
+pub(super) const OF_QSTASH: &[&str] =
+    &["qstash_token", "qstash_token_file", "qstash_url", "ca_file"];
 
 /// Flags of `serve` that tell where events go.
 pub(super) const OF_ROUTING: &[&str] = &["topic", "route"];

@@ -18,7 +18,7 @@ use crate::config::{self, Config};
 use crate::dev_server::{
     self, Catcher, CatcherSettings, DEVELOPMENT_TOKEN, DevServer, Progress, Received,
 };
-use crate::event::Facts;
+use crate::event::{Facts, STRAPI_EVENTS};
 use crate::router::Routing;
 use crate::secret::Secret;
 use crate::sidecar::Sidecar;
@@ -29,20 +29,6 @@ const GROUP: &str = "strapi";
 
 /// A webhook captured from Strapi 5.54, byte for byte.
 const SAMPLE: &[u8] = include_bytes!("../../tests/fixtures/strapi/entry.publish.http");
-
-/// What Strapi emits: the groups that the routes give for these exist from the start.
-const KNOWN_EVENTS: [&str; 10] = [
-    "entry.create",
-    "entry.update",
-    "entry.delete",
-    "entry.publish",
-    "entry.unpublish",
-    "entry.draft-discard",
-    "media.create",
-    "media.update",
-    "media.delete",
-    "trigger-test",
-];
 
 /// How long the sample may take from end to end.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -326,7 +312,7 @@ fn sidecar_args(
 /// The groups that the routes give for what Strapi emits.
 fn groups(config: &Config) -> Vec<String> {
     let mut groups = Vec::new();
-    for kind in KNOWN_EVENTS {
+    for kind in STRAPI_EVENTS {
         for model in [None, Some("article")] {
             let facts = Facts {
                 kind: kind.to_owned(),

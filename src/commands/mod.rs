@@ -1,9 +1,12 @@
 //! What each command does. They alone print.
 
+pub mod check;
 pub mod dev;
 pub mod events;
 pub mod healthcheck;
 mod logging;
+pub mod manual;
+mod public;
 mod running;
 pub mod serve;
 pub mod strapi_bootstrap;
@@ -11,6 +14,7 @@ mod successor;
 mod supervise;
 mod table;
 mod terminal;
+pub mod topics;
 pub mod verify;
 
 use std::process::ExitCode;

@@ -39,6 +39,14 @@ impl Running {
         self.address
     }
 
+    /// What `/readyz` says, with its status; `None` when nobody answers.
+    pub(super) async fn ready(&self) -> Option<(u16, String)> {
+        let url = format!("http://{}/readyz", self.address);
+        let answer = self.http.get(url).send().await.ok()?;
+        let status = answer.status().as_u16();
+        Some((status, answer.text().await.unwrap_or_default()))
+    }
+
     /// Posts JSON and gives the answer.
     pub(super) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         let mut request = self

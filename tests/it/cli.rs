@@ -386,3 +386,29 @@ async fn healthcheck_tells_by_its_exit_code_and_says_why() {
     );
     assert_eq!(ask("here").status.code(), Some(2));
 }
+
+#[test]
+fn completions_know_every_command_and_the_man_page_every_flag() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        let printed = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        for word in ["events", "topics", "check", "replay", "qstash-token-file"] {
+            assert!(printed.contains(word), "{shell} {word}");
+        }
+    }
+    let output = run(&["completions", "cmd"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("zsh"));
+
+    let page = text(&run(&["man"]).stdout);
+    assert!(page.starts_with(".ie") || page.starts_with(".TH") || page.contains(".TH "));
+    for flag in ["buffer\\-max", "keep\\-delivered", "admin\\-listen"] {
+        assert!(page.contains(flag), "{flag} in\n{page}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("man");
+    let output = run(&["man", "--out", out.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(out.join("strapi-qstash-events-show.1").is_file());
+}

@@ -42,6 +42,8 @@ fn every_flag_in_the_readme_exists() {
         &["strapi-bootstrap"],
         &["healthcheck"],
         &["verify"],
+        &["check"],
+        &["topics", "remove"],
         &["events", "list"],
         &["events", "show"],
         &["events", "replay"],

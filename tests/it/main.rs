@@ -39,6 +39,8 @@ mod full;
     reason = "shared with the other tests, which use the rest"
 )]
 mod harness;
+/// `check` and `topics`.
+mod operate;
 /// QStash away, refusing or limiting.
 mod outage;
 /// Restarts while events come: by successor, by supervisor, by socket activation.
