@@ -152,7 +152,8 @@ pub(super) const OF_BUFFER: &[&str] = &["buffer", "data_dir"];
 pub(super) const OF_ADMIN: &[&str] = &["admin_listen", "admin_token"];
 
 /// Flags of `serve` that tell how QStash is reached.
-pub(super) const OF_QSTASH: &[&str] = &["qstash_token", "qstash_token_file", "qstash_url"];
+pub(super) const OF_QSTASH: &[&str] =
+    &["qstash_token", "qstash_token_file", "qstash_url", "ca_file"];
 
 /// Flags of `serve` that tell where events go.
 pub(super) const OF_ROUTING: &[&str] = &["topic", "route"];
