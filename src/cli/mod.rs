@@ -439,7 +439,7 @@ impl Cli {
                 EventsCommand::Replay(args) | EventsCommand::Discard(args) => &mut args.serve,
                 EventsCommand::Export(args) => &mut args.serve,
             }),
-            Some(Command::StrapiBootstrap(_) | Command::Healthcheck(_) | Command::Verify(_)) => {
+            Some(Command::Verify(_) | Command::Healthcheck(_) | Command::StrapiBootstrap(_)) => {
                 None
             }
         }
