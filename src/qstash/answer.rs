@@ -157,7 +157,7 @@ impl Answer<'_> {
                 self.headers
                     .get(LOCATION)
                     .and_then(|to| to.to_str().ok())
-                    .unwrap_or("nowhere"),
+                    .map_or_else(|| "nowhere".to_owned(), clip),
             )),
             // 407 is a proxy's, 408 and 425 ask for another try.
             407 | 408 | 425 => Outcome::Unreachable {
@@ -667,5 +667,12 @@ mod tests {
         };
         assert!(reason.chars().count() < 400, "{}", reason.len());
         assert!(!reason.contains(['\n', '\t', '\x1b']), "{reason}");
+        let location = format!("https://x/\t{}", "word".repeat(10_000));
+        let Outcome::Unreachable { reason, .. } = message(307, "", &[("location", &location)])
+        else {
+            panic!()
+        };
+        assert!(reason.chars().count() < 400, "{}", reason.len());
+        assert!(!reason.contains('\t'), "{reason}");
     }
 }
