@@ -52,6 +52,8 @@ pub(crate) struct Faults {
     pub(crate) write: bool,
     /// How many of a hundred fsyncs fail with EIO.
     pub(crate) sync_percent: u8,
+    /// Only those of the file with this name.
+    pub(crate) sync_only: Option<&'static str>,
     /// Reads fail with EIO.
     pub(crate) read: bool,
     /// Reads of these bytes of these files fail with EIO.

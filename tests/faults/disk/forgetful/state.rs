@@ -186,7 +186,9 @@ impl State {
     }
 
     pub(super) fn sync(&mut self, ino: Ino) -> Result<(), Failure> {
-        if self.random.u8(0..100) < self.faults.sync_percent {
+        let only = self.faults.sync_only;
+        let is_meant = only.is_none_or(|name| self.names.get(name) == Some(&ino));
+        if is_meant && self.random.u8(0..100) < self.faults.sync_percent {
             self.note(Op::FailedSync { ino });
             return self.fail(Failure::Io);
         }
@@ -195,7 +197,8 @@ impl State {
     }
 
     pub(super) fn sync_folder(&mut self) -> Result<(), Failure> {
-        if self.random.u8(0..100) < self.faults.sync_percent {
+        let is_meant = self.faults.sync_only.is_none();
+        if is_meant && self.random.u8(0..100) < self.faults.sync_percent {
             return self.fail(Failure::Io);
         }
         self.note(Op::SyncFolder);
