@@ -176,7 +176,9 @@ impl Account {
                 first.push(*number);
             }
         }
-        report.judge(&self.promised(), &first, stored);
+        let promised = self.promised();
+        report.judge(&promised, &first, stored);
+        report.accepted += self.accepted.len() - promised.len();
         let too_often =
             |(number, times): (usize, usize)| (times - 1).saturating_sub(self.done.replays(number));
         report.duplicated += times.into_iter().map(too_often).sum::<usize>();
