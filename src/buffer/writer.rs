@@ -144,11 +144,17 @@ pub(super) fn run(
         // answer. Without this the sidecar would go on with nobody writing.
         let served = catch_unwind(AssertUnwindSafe(|| writer.serve(&mut commands, waiting)));
         let cause = match served {
-            Ok(Ended::Closed) => return,
+            Ok(Ended::Closed) => {
+                if writer.copying.end() {
+                    writer.store.keep_log();
+                }
+                return;
+            }
             Ok(Ended::Failed(cause)) => cause,
             Err(_panic) => Arc::new(StoreError::Panicked),
         };
         shared.failed(&cause);
+        writer.store.keep_log();
         carried = std::mem::take(&mut writer.carried);
         unanswered = std::mem::take(&mut writer.unanswered);
         unanswered.extend(std::mem::take(&mut writer.outcomes).into_commands());
@@ -167,13 +173,14 @@ enum Ended {
 }
 
 pub(super) struct Writer<'a> {
+    /// Before the store, which is then the last to close the file, and removes the log.
+    copying: Copying,
     pub(super) store: Store,
     pub(super) reserve: &'a mut Reserve,
     pub(super) shared: &'a Shared,
     pub(super) settings: &'a Settings,
     /// Whether there may be history to remove or free pages to give back.
     tidying: bool,
-    copying: Copying,
     /// The reserve is not tried to be taken back before this.
     pub(super) reserve_look: Instant,
     outcomes: Outcomes,

@@ -11,6 +11,7 @@ use strapi_qstash::buffer::{
 use strapi_qstash::clock;
 use strapi_qstash::event::{Event, EventId, Facts, Payload};
 
+use crate::harness::LONG;
 use crate::report::{Report, Scale};
 
 /// Sequences of up to sixty operations; one that fails is made as short as it can be.
@@ -330,7 +331,8 @@ fn settings(dir: &Path) -> Settings {
         path: dir.join("buffer.db"),
         max_bytes: 1 << 30,
         keep_delivered: Duration::from_secs(3600),
-        wait_for_lock: Duration::ZERO,
+        // Another fault's child may have the lock's file until it is another program.
+        wait_for_lock: LONG,
     }
 }
 
