@@ -22,6 +22,9 @@ impl Forwarder {
     /// Takes in what a request brought.
     pub(super) fn published(&self, state: &mut State, published: Published) {
         state.requests -= 1;
+        if !published.took.is_zero() {
+            self.metrics.publish_seconds.observe(published.took);
+        }
         let now = Instant::now();
         let alone = published.size == 1;
         let mut settlements = Vec::with_capacity(published.size);

@@ -12,7 +12,7 @@ mod request;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use hyper::body::Incoming;
@@ -181,8 +181,10 @@ impl Inbound {
             address: Some((&destination).into()),
             fate: Fate::Pending { failed: None },
         };
+        let started = Instant::now();
         match self.buffer.append(new).await {
             Ok(()) => {
+                self.metrics.ack_seconds.observe(started.elapsed());
                 debug!(event.id = %spare.id, event.kind = spare.facts.kind, destination = %destination, "Accepted");
                 plain(StatusCode::ACCEPTED, "")
             }

@@ -39,6 +39,8 @@ mod full;
     reason = "shared with the other tests, which use the rest"
 )]
 mod harness;
+/// The metrics, and the law that they keep.
+mod metrics;
 /// `check` and `topics`.
 mod operate;
 /// QStash away, refusing or limiting.
