@@ -8,6 +8,7 @@
 mod admission;
 mod direct;
 mod request;
+mod trace;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -137,10 +138,9 @@ impl Inbound {
             Err(error) => (Facts::default(), Some(error)),
         };
         let facts = request::with_kind(facts, &head.headers);
-        let payload = Payload {
-            headers: request::for_receiver(&head.headers, &facts.kind),
-            body,
-        };
+        let mut headers = request::for_receiver(&head.headers, &facts.kind);
+        trace::ensure(&mut headers, id);
+        let payload = Payload { headers, body };
         let event = Event {
             id,
             received_at: clock::now(),
