@@ -47,6 +47,8 @@ mod operate;
 mod outage;
 /// Restarts while events come: by successor, by supervisor, by socket activation.
 mod restart;
+/// No secret gets out, anywhere.
+mod secrets;
 /// What Upstash's SDKs say about signatures, and what we say.
 mod signature;
 /// Strapi's Trigger button.
