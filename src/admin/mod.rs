@@ -51,6 +51,8 @@ pub(crate) struct Admin {
     pub(crate) router: Arc<Router>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flow: watch::Receiver<Flow>,
+    /// The effective settings, without secrets.
+    pub(crate) summary: String,
     /// Has destinations that do not exist tried at once.
     pub(crate) retry_held: Arc<Notify>,
     /// Whether only this machine can reach the address.
@@ -235,7 +237,7 @@ impl Admin {
         let flow = self.flow.borrow().clone();
         let status = json!({
             "writable": gauges.writable,
-            "qstash": { "flowing": gauges.stopped.is_none(), "cause": gauges.stopped, "reason": flow.stopped.map(|(_, reason)| reason) },
+            "qstash": { "flowing": gauges.stopped.is_none(), "cause": gauges.stopped, "reason": flow.stopped.map(|(_, reason)| reason), "since": flow.since.to_string() },
             "held": flow.held,
             "events": {
                 "pending": gauges.tally.pending,
@@ -251,6 +253,12 @@ impl Admin {
                 "disk_free_bytes": usage.free_bytes,
             })),
             "oldest_age_seconds": gauges.oldest_age_seconds,
+            // The last sixty minutes, since the start: the one that is not over comes last.
+            "per_minute": {
+                "accepted": self.metrics.accepted_minutes.counts(),
+                "delivered": self.metrics.delivered_minutes.counts(),
+            },
+            "settings": self.summary,
             "version": env!("CARGO_PKG_VERSION"),
         });
         http::json(StatusCode::OK, &status)

@@ -165,8 +165,12 @@ impl Forwarder {
                                 "QStash takes no more for now, events are kept"
                             ),
                         }
-                        self.flow
-                            .send_modify(|flow| flow.stopped = Some((cause, reason)));
+                        self.flow.send_modify(|flow| {
+                            if flow.stopped.is_none() {
+                                flow.since = clock::now();
+                            }
+                            flow.stopped = Some((cause, reason));
+                        });
                     }
                     Change::None | Change::Closed => debug!(reason, "Publish failed, will retry"),
                 }
@@ -175,7 +179,10 @@ impl Forwarder {
                 self.metrics.publishes_ok.add();
                 if state.breaker.succeeded(took) == Change::Closed {
                     info!("QStash takes events again");
-                    self.flow.send_modify(|flow| flow.stopped = None);
+                    self.flow.send_modify(|flow| {
+                        flow.stopped = None;
+                        flow.since = clock::now();
+                    });
                 }
             }
             // Nothing was tried: its event was gone.
@@ -187,6 +194,7 @@ impl Forwarder {
     /// One line for each delivered event.
     fn delivered(&self, entry: &Entry, message_ids: &[String], duplicate: bool, took: Duration) {
         self.metrics.delivered.add();
+        self.metrics.delivered_minutes.add();
         if duplicate {
             self.metrics.duplicates.add();
         }

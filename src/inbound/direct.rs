@@ -128,6 +128,7 @@ impl Inbound {
         self.metrics.publish_seconds.observe(started.elapsed());
         if let Outcome::Accepted { message_ids, .. } = &outcome {
             self.metrics.delivered.add();
+            self.metrics.delivered_minutes.add();
             info!(
                 event.id = %event.id,
                 event.kind = event.facts.kind,

@@ -185,6 +185,7 @@ impl Inbound {
         match self.buffer.append(new).await {
             Ok(()) => {
                 self.metrics.ack_seconds.observe(started.elapsed());
+                self.metrics.accepted_minutes.add();
                 debug!(event.id = %spare.id, event.kind = spare.facts.kind, destination = %destination, "Accepted");
                 plain(StatusCode::ACCEPTED, "")
             }
@@ -227,7 +228,10 @@ impl Inbound {
             })
             .await
         {
-            Ok(()) => answer,
+            Ok(()) => {
+                self.metrics.accepted_minutes.add();
+                answer
+            }
             Err(error) => {
                 self.metrics.refused_unavailable.add();
                 error!(

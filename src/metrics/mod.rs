@@ -2,11 +2,13 @@
 //! a name from outside.
 
 mod histogram;
+mod minutes;
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use self::histogram::{BUCKETS, Counted, Histogram};
+pub use self::minutes::{MINUTES, Minutes};
 use crate::buffer::{Tally, Usage};
 
 /// A number that only grows.
@@ -62,6 +64,10 @@ pub struct Metrics {
     pub publishes_ok: Counter,
     /// Publish requests that failed.
     pub publishes_failed: Counter,
+    /// Events made durable, by the minute.
+    pub accepted_minutes: Minutes,
+    /// Events that QStash has, by the minute.
+    pub delivered_minutes: Minutes,
     /// From a webhook's last byte to its commit.
     pub ack_seconds: Histogram,
     /// From a publish request to QStash's answer, or to giving up on it.
