@@ -139,6 +139,18 @@ pub struct Buffer {
     reads: mpsc::Sender<Asked>,
     shared: Arc<Shared>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    settings: Arc<Settings>,
+}
+
+/// How much of the disk a buffer takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that events take in the file.
+    pub used_bytes: u64,
+    /// What they may take.
+    pub limit_bytes: u64,
+    /// What is free on the disk beside; `None` where that cannot be told.
+    pub free_bytes: Option<u64>,
 }
 
 impl Buffer {
@@ -199,6 +211,7 @@ impl Buffer {
             reads,
             shared,
             threads: Arc::new(Mutex::new(vec![writer, reader])),
+            settings: Arc::new(settings.clone()),
         })
     }
 
@@ -281,10 +294,14 @@ impl Buffer {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Events appended since the start. Counted where they are committed: a caller that went
-    /// away does not count its own.
-    pub fn accepted(&self) -> u64 {
-        self.shared.accepted.load(Ordering::Relaxed)
+    /// How much of the disk it takes.
+    pub async fn usage(&self) -> Result<Usage, StoreError> {
+        let used_bytes = self.read(Reader::used_bytes).await?;
+        Ok(Usage {
+            used_bytes,
+            limit_bytes: self.settings.max_bytes,
+            free_bytes: reserve::Disk::of(&self.settings.path).map(|disk| disk.free),
+        })
     }
 
     /// Told after each commit that brought something to publish.

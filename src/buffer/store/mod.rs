@@ -35,7 +35,7 @@ use crate::clock::Timestamp;
 
 /// `PRAGMA user_version` of this format, one number for the whole schema: it grows by one with
 /// each change of `schema.sql`. A file with another one is not opened.
-const FORMAT: i32 = 3;
+const FORMAT: i32 = 4;
 /// `PRAGMA application_id`: `SqsB`, so that `file` and people can tell what it is.
 const APPLICATION_ID: i32 = 0x5371_7342;
 /// The best of 4, 8 and 16 KiB for events of 2 KB with the checkpoint off the ack path.
@@ -56,6 +56,11 @@ const COMMIT_PAGES: u64 = 64;
 const PENDING: i64 = 0;
 const DELIVERED: i64 = 1;
 const DEAD: i64 = 2;
+/// In the tally only.
+const FORGOTTEN: i64 = 3;
+const DISCARDED: i64 = 4;
+const ACCEPTED: i64 = 5;
+const LOST: i64 = 6;
 
 /// Why the file could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -339,6 +344,7 @@ impl Store {
                 &tx,
                 Tally {
                     delivered: -removed,
+                    forgotten: removed,
                     ..Tally::default()
                 },
             )?;
