@@ -91,7 +91,7 @@ function captured() {
 
 function post(port, headers, body) {
   return new Promise((done, failed) => {
-    const request = http.request({ port, host: '127.0.0.1', method: 'POST', path: '/webhook', headers }, (answer) => {
+    const request = http.request({ port, host: '127.0.0.1', method: 'POST', path: '/webhook', headers, agent: false }, (answer) => {
       answer.resume().on('end', () => done(answer.statusCode));
     });
     request.on('error', failed).end(body);
