@@ -300,6 +300,14 @@ async fn an_api_that_is_away_slow_or_elsewhere_is_tried_again_by_qstash() {
 }
 
 #[tokio::test]
+async fn a_strangers_body_is_not_even_read() {
+    let verify = verify_before("http://127.0.0.1:1", &[]).await;
+    let mut client = Client::connect(verify.webhook).await;
+    let head = b"POST /hook HTTP/1.1\r\nhost: x\r\ncontent-length: 40000000\r\n\r\n";
+    assert_eq!(client.send(head).await.status, 401);
+}
+
+#[tokio::test]
 async fn a_body_over_the_limit_is_refused() {
     let api = Api::start().await;
     let verify = verify_before(&format!("http://{}", api.address), &["--max-body", "1KiB"]).await;
