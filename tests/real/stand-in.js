@@ -98,4 +98,11 @@ function post(port, headers, body) {
   });
 }
 
-module.exports = { NAME, NAME_SERVER, captured, makeChain, post, startNameServer, startQstash };
+// Flags that let `dev` listen on free ports, but for the flags that are given.
+function onFreePorts(binary, ...given) {
+  const help = execFileSync(binary, ['dev', '--help'], { encoding: 'utf8' });
+  const flags = new Set([...help.matchAll(/--(?:[a-z]+-)?listen\b/g)].map(([flag]) => flag));
+  return [...flags].filter((flag) => !given.includes(flag)).flatMap((flag) => [flag, '127.0.0.1:0']).concat(given);
+}
+
+module.exports = { NAME, NAME_SERVER, captured, makeChain, onFreePorts, post, startNameServer, startQstash };
