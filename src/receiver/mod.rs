@@ -11,6 +11,7 @@
 mod repeats;
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,6 +103,17 @@ enum Failed {
     Broken(#[source] reqwest::Error),
     #[error("the API answered with a redirect ({0}), which a webhook cannot follow")]
     Redirect(StatusCode),
+}
+
+impl Failed {
+    /// What lies at the bottom of it, without the layers between.
+    fn cause(&self) -> Option<String> {
+        let mut cause = self.source()?;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        Some(cause.to_string())
+    }
 }
 
 impl Receiver {
@@ -221,19 +233,21 @@ impl Receiver {
                 answer
             }
             Err(failed) => {
-                let error = anyhow::Error::new(failed);
                 warn!(
                     message_id = id,
                     event.kind = kind,
                     elapsed_ms,
-                    error = format!("{error:#}"),
+                    error = %failed,
+                    cause = failed.cause(),
                     "Not passed on, QStash will try again"
                 );
-                let status = match error.downcast_ref() {
-                    Some(Failed::Silent) => StatusCode::GATEWAY_TIMEOUT,
-                    _ => StatusCode::BAD_GATEWAY,
+                let status = match failed {
+                    Failed::Silent => StatusCode::GATEWAY_TIMEOUT,
+                    Failed::Away(_) | Failed::Broken(_) | Failed::Redirect(_) => {
+                        StatusCode::BAD_GATEWAY
+                    }
                 };
-                plain(status, error.to_string())
+                plain(status, failed.to_string())
             }
         }
     }

@@ -286,7 +286,17 @@ async fn an_api_that_is_away_slow_or_elsewhere_is_tried_again_by_qstash() {
     let gone = taken.local_addr().unwrap();
     drop(taken);
     let away = verify_before(&format!("http://{gone}"), &[]).await;
-    assert_eq!(Delivery::default().to(away.webhook).await.status, 502);
+    let answer = Delivery::default().to(away.webhook).await;
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (502, "the API cannot be reached")
+    );
+    let log = || away.log();
+    assert!(
+        wait_until(LONG, || log().contains("refused")).await,
+        "{}",
+        log()
+    );
 
     let api = Api::start().await;
     let upstream = format!("http://{}", api.address);
