@@ -34,6 +34,7 @@ fn every_flag_in_the_readme_exists() {
         "--locked",
         "--path",
         "--read-only",
+        "--rm",
         "--cap-drop",
     ];
     let mut known: BTreeSet<String> = [
