@@ -38,6 +38,22 @@ impl Timestamp {
         i64::try_from(since.as_millis()).ok().map(Self)
     }
 
+    /// From what a person writes: `2026-11-25T10:00:00Z`, `2026-11-25 10:00:00`, `2026-11-25`,
+    /// all in UTC.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let whole = match text.len() {
+            10 => format!("{text}T00:00:00Z"),
+            16 => format!("{text}:00"),
+            _ => text.to_owned(),
+        };
+        let since = humantime::parse_rfc3339_weak(&whole)
+            .ok()?
+            .duration_since(UNIX_EPOCH)
+            .ok()?;
+        i64::try_from(since.as_millis()).ok().map(Self)
+    }
+
     /// Milliseconds since 1970.
     pub const fn as_millis(self) -> i64 {
         self.0
@@ -103,6 +119,29 @@ mod tests {
             Duration::from_secs(3)
         );
         assert_eq!(Timestamp::from_millis(2_000).since(later), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_time_may_be_written_as_shown_or_shorter() {
+        let shown = Timestamp::from_millis(1_763_900_000_000);
+        for text in [
+            "2025-11-23T12:13:20.000Z",
+            "2025-11-23T12:13:20Z",
+            "2025-11-23 12:13:20",
+        ] {
+            assert_eq!(Timestamp::parse(text), Some(shown), "{text}");
+        }
+        assert_eq!(
+            Timestamp::parse("2025-11-23 12:13"),
+            Some(Timestamp::from_millis(1_763_899_980_000))
+        );
+        assert_eq!(
+            Timestamp::parse("2025-11-23"),
+            Some(Timestamp::from_millis(1_763_856_000_000))
+        );
+        for text in ["", "yesterday", "2025-13-01", "12:13"] {
+            assert_eq!(Timestamp::parse(text), None, "{text}");
+        }
     }
 
     #[test]

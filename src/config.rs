@@ -2,15 +2,15 @@
 //! at once, each with the flag to fix and what to write there.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
 use crate::cli::{DeliveryArgs, ServeArgs};
 use crate::destination::DeliveryOptions;
-use crate::qstash::{Api, BaseUrl, TokenSource};
+use crate::qstash::{Api, BaseUrl, ExtraRoots, TokenSource};
 use crate::router::{Route, Router, Template};
 use crate::secret::Secret;
 use crate::{admin, buffer, forwarder, inbound, qstash};
@@ -68,8 +68,13 @@ pub enum LogFormat {
 pub struct Mistakes(Vec<String>);
 
 impl Mistakes {
-    fn add(&mut self, flag: &str, text: impl fmt::Display) {
+    pub(crate) fn add(&mut self, flag: &str, text: impl fmt::Display) {
         self.0.push(format!("{flag}: {text}"));
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The checked value, or a mistake more.
@@ -116,7 +121,7 @@ impl Config {
             duration,
             &mut mistakes,
         );
-        let log = log_settings(args, &mut mistakes);
+        let log = log_settings(&args.log_format, &args.log, &mut mistakes);
         for flag in SECRET_FLAGS.iter().filter(|flag| args.is_typed(flag)) {
             warnings.push(format!(
                 "{flag}: everyone on this machine can see it in the list of processes; set it in the environment or in a file"
@@ -133,7 +138,7 @@ impl Config {
         }
         match (inbound, qstash, router, buffer, log) {
             (Some(inbound), Some(qstash), Some(router), Some(buffer), Some(log))
-                if mistakes.0.is_empty() =>
+                if mistakes.is_empty() =>
             {
                 let config = Self {
                     inbound,
@@ -153,6 +158,65 @@ impl Config {
             _ => Err(mistakes),
         }
     }
+}
+
+/// Where the buffer is.
+pub(crate) fn buffer_path(args: &ServeArgs) -> PathBuf {
+    let folder = PathBuf::from(given(&args.data_dir).unwrap_or_default());
+    folder.join(given(&args.buffer).unwrap_or(BUFFER_NAME))
+}
+
+/// How QStash is reached, for a command that needs no more.
+pub(crate) fn qstash(args: &ServeArgs) -> Result<qstash::Settings, Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let settings = qstash_settings(args, &mut mistakes, &mut Vec::new());
+    settings.filter(|_| mistakes.0.is_empty()).ok_or(mistakes)
+}
+
+/// Where events go, for a command that needs no more.
+pub(crate) fn routing(args: &ServeArgs) -> Result<Router, Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let router = router(args, &mut mistakes, &mut Vec::new());
+    router.filter(|_| mistakes.0.is_empty()).ok_or(mistakes)
+}
+
+/// Where a running sidecar can be asked, from the same machine: what `--admin` says, or else
+/// what the sidecar is told with `--admin-listen`.
+pub(crate) fn admin_to_ask(
+    admin: Option<&str>,
+    listen: Option<&str>,
+) -> Result<SocketAddr, Mistakes> {
+    let (flag, text) = match admin {
+        Some(text) => ("--admin", Some(text)),
+        None => ("--admin-listen", listen),
+    };
+    let text = text.map(|text| text.strip_prefix("http://").unwrap_or(text));
+    let mut mistakes = Mistakes::default();
+    let checked = mistakes.check(
+        flag,
+        admin_address(text.map(|text| text.trim_end_matches('/'))),
+    );
+    let mut address = checked.ok_or(mistakes)?;
+    // What is listened on everywhere is asked on this machine.
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    Ok(address)
+}
+
+/// The token that a running sidecar wants to be shown.
+pub(crate) fn admin_token(args: &ServeArgs) -> Option<Secret> {
+    given(&args.admin_token).and_then(Secret::trimmed)
+}
+
+/// The buffer's settings, for a command that needs no more.
+pub(crate) fn buffer(args: &ServeArgs) -> Result<buffer::Settings, Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let settings = buffer_settings(args, &mut mistakes);
+    settings.filter(|_| mistakes.0.is_empty()).ok_or(mistakes)
 }
 
 impl Config {
@@ -245,10 +309,8 @@ fn admin_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<admin::Se
         return None;
     }
     let token = given(&args.admin_token).and_then(Secret::trimmed);
-    let listen = match given(&args.admin_listen) {
-        Some(text) => mistakes.check("--admin-listen", address(text))?,
-        None => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8788),
-    };
+    let listen = admin_address(given(&args.admin_listen));
+    let listen = mistakes.check("--admin-listen", listen)?;
     if !listen.ip().is_loopback() && token.is_none() {
         mistakes.add(
             "--admin-listen",
@@ -256,6 +318,14 @@ fn admin_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<admin::Se
         );
     }
     Some(admin::Settings { listen, token })
+}
+
+/// The admin address that was typed, or the usual one.
+fn admin_address(typed: Option<&str>) -> Result<SocketAddr, String> {
+    match typed.filter(|text| !text.trim().is_empty()) {
+        Some(text) => address(text),
+        None => Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8788)),
+    }
 }
 
 fn qstash_settings(
@@ -302,13 +372,22 @@ fn qstash_settings(
             None
         }
     };
+    let roots = roots(&args.ca_file, mistakes);
     let options = delivery_options(&args.delivery, mistakes);
     Some(qstash::Settings {
         base: base?,
         api: api?,
         token: token?,
+        roots: roots?,
         options,
     })
+}
+
+pub(crate) fn roots(file: &Option<String>, mistakes: &mut Mistakes) -> Option<ExtraRoots> {
+    match given(file) {
+        Some(path) => mistakes.check("--ca-file", ExtraRoots::read(Path::new(path))),
+        None => Some(ExtraRoots::default()),
+    }
 }
 
 fn delivery_options(args: &DeliveryArgs, mistakes: &mut Mistakes) -> DeliveryOptions {
@@ -368,8 +447,7 @@ fn router(
 }
 
 fn buffer_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<buffer::Settings> {
-    let folder = PathBuf::from(given(&args.data_dir).unwrap_or_default());
-    let path = folder.join(given(&args.buffer).unwrap_or(BUFFER_NAME));
+    let path = buffer_path(args);
     let max_bytes = optional(&args.buffer_max, "--buffer-max", size, mistakes).unwrap_or(1 << 30);
     if max_bytes < SMALLEST_BUFFER {
         mistakes.add(
@@ -387,8 +465,12 @@ fn buffer_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<buffer::
     })
 }
 
-fn log_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<LogSettings> {
-    let format = match given(&args.log_format) {
+pub(crate) fn log_settings(
+    format: &Option<String>,
+    filter: &Option<String>,
+    mistakes: &mut Mistakes,
+) -> Option<LogSettings> {
+    let format = match given(format) {
         None => None,
         Some("text") => Some(LogFormat::Text),
         Some("json") => Some(LogFormat::Json),
@@ -400,7 +482,7 @@ fn log_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<LogSettings
             return None;
         }
     };
-    let filter = given(&args.log).unwrap_or("info").to_owned();
+    let filter = given(filter).unwrap_or("info").to_owned();
     let parsed = tracing_subscriber::EnvFilter::builder().parse(&filter);
     mistakes.check(
         "--log",
@@ -410,14 +492,14 @@ fn log_settings(args: &ServeArgs, mistakes: &mut Mistakes) -> Option<LogSettings
 }
 
 /// A value that was given: an empty one, as in `QSTASH_TOKEN=`, counts as none.
-fn given(value: &Option<String>) -> Option<&str> {
+pub(crate) fn given(value: &Option<String>) -> Option<&str> {
     value
         .as_deref()
         .map(str::trim)
         .filter(|value| !value.is_empty())
 }
 
-fn optional<T>(
+pub(crate) fn optional<T>(
     value: &Option<String>,
     flag: &str,
     parse: impl Fn(&str) -> Result<T, String>,
@@ -467,7 +549,7 @@ fn secret(
     }
 }
 
-fn read_secret(flag: &str, path: &str, mistakes: &mut Mistakes) -> Option<Secret> {
+pub(crate) fn read_secret(flag: &str, path: &str, mistakes: &mut Mistakes) -> Option<Secret> {
     let text =
         std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"));
     let text = mistakes.check(flag, text)?;
@@ -500,7 +582,7 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// A number with a unit; 0 needs none.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text.chars().all(|c| c.is_ascii_digit()) && text != "0" {
         return Err(format!(
             "{text:?} has no unit: write {text}s for seconds, or {text}m, {text}h, {text}d"

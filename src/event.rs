@@ -17,6 +17,20 @@ use crate::clock::Timestamp;
 /// The event that Strapi's panel sends when someone presses Trigger.
 pub const TRIGGER_TEST: &str = "trigger-test";
 
+/// What Strapi's panel offers to send, and Trigger.
+pub(crate) const STRAPI_EVENTS: [&str; 10] = [
+    "entry.create",
+    "entry.update",
+    "entry.delete",
+    "entry.publish",
+    "entry.unpublish",
+    "entry.draft-discard",
+    "media.create",
+    "media.update",
+    "media.delete",
+    TRIGGER_TEST,
+];
+
 /// Our name for an event: a UUID v7, so ids sort by the time of receipt. It is also the
 /// deduplication id at QStash (letters, digits and `-` only, 36 characters).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,6 +40,21 @@ impl EventId {
     /// A new id, later than all before it in this process.
     pub fn new() -> Self {
         Self(Uuid::now_v7())
+    }
+
+    /// The ids that begin with these hexadecimal digits, as the first and the last there can be;
+    /// `None` for what is no beginning of an id.
+    pub fn range(prefix: &str) -> Option<(Self, Self)> {
+        let mut digits = prefix.trim().to_ascii_lowercase();
+        digits.retain(|c| c != '-');
+        if digits.is_empty() || digits.len() > 32 {
+            return None;
+        }
+        let of = |fill: &str| {
+            let text = format!("{digits}{}", fill.repeat(32 - digits.len()));
+            Uuid::try_parse(&text).ok().map(Self)
+        };
+        Some((of("0")?, of("f")?))
     }
 
     /// The 16 bytes that are stored.
@@ -317,6 +346,25 @@ mod tests {
 
     fn read(body: &str) -> Facts {
         Facts::read(body.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_beginning_of_an_id_is_a_range() {
+        let id: EventId = "01980e5c-1b2a-7c3d-8e4f-0123456789ab".parse().unwrap();
+        for prefix in [
+            "0",
+            "01980e5c-1b",
+            "01980E5C1B2A7",
+            "01980e5c-1b2a-7c3d-8e4f-0123456789ab",
+        ] {
+            let (first, last) = EventId::range(prefix).unwrap();
+            assert!((first.0..=last.0).contains(&id.0), "{prefix}");
+        }
+        let (_, last) = EventId::range("00").unwrap();
+        assert!(last.0 < id.0);
+        for prefix in ["", "-", "xyz", "01980e5c-1b2a-7c3d-8e4f-0123456789abc"] {
+            assert!(EventId::range(prefix).is_none(), "{prefix}");
+        }
     }
 
     #[test]

@@ -42,10 +42,15 @@
 //! Imports go down only:
 //! `main` → [`commands`], [`cli`] → [`sidecar`] (builds all parts, owns all tasks, knows the
 //! order in which they stop) → [`config`] → [`inbound`], [`admin`], [`forwarder`] → [`buffer`],
-//! [`qstash`], [`router`] → [`destination`], [`event`], `page`, `http`, [`sockets`], [`metrics`],
-//! [`clock`], [`secret`].
+//! [`qstash`], [`router`] → [`destination`], [`event`], `describe`, `page`, `http`, [`sockets`],
+//! [`metrics`], [`clock`], [`secret`].
 //! [`inbound`] does not know the forwarder: the buffer is all they share. [`dev_server`] (a
 //! QStash on this machine, for `dev` and for the tests) is used by nothing else.
+//!
+//! # For receivers
+//!
+//! [`signature`] checks that a delivery is QStash's; `examples/receiver` is an API that does.
+//! [`receiver`] is a program of its own (`verify`) that stands before an API and does it for it.
 
 pub mod admin;
 pub mod buffer;
@@ -53,6 +58,7 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod config;
+mod describe;
 pub mod destination;
 pub mod dev_server;
 pub mod event;
@@ -62,7 +68,11 @@ pub mod inbound;
 pub mod metrics;
 mod page;
 pub mod qstash;
+pub mod receiver;
 pub mod router;
 pub mod secret;
 pub mod sidecar;
 pub mod sockets;
+mod when;
+
+pub use self::qstash::signature;

@@ -14,6 +14,13 @@ fn main() -> ExitCode {
         None => serve(&cli.serve),
         Some(Command::Serve(args)) => serve(args),
         Some(Command::Dev(args)) => block_on(commands::dev::run(args)),
+        Some(Command::Check(args)) => block_on(commands::check::run(args)),
+        Some(Command::Topics(command)) => block_on(commands::topics::run(command)),
+        Some(Command::Events(command)) => block_on(commands::events::run(command)),
+        Some(Command::Verify(args)) => block_on(commands::verify::run(args)),
+        Some(Command::Healthcheck(args)) => commands::healthcheck::run(args),
+        Some(Command::Completions(args)) => commands::manual::completions(args),
+        Some(Command::Man(args)) => commands::manual::man(args),
         Some(Command::StrapiBootstrap(args)) => commands::strapi_bootstrap::run(args),
     };
     match done {

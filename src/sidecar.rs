@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -76,6 +76,7 @@ impl Sidecar {
         let metrics = Arc::new(Metrics::default());
         let draining = Arc::new(AtomicBool::new(false));
         let (flow, flow_seen) = watch::channel(Flow::default());
+        let retry_held = Arc::new(Notify::new());
         let (accepting, forwarding, attending) =
             (Part::default(), Part::default(), Part::default());
 
@@ -85,6 +86,7 @@ impl Sidecar {
             client: Arc::clone(&client),
             metrics: Arc::clone(&metrics),
             flow,
+            retry_held: Arc::clone(&retry_held),
             tasks: forwarding.tasks.clone(),
             stop: forwarding.stop.clone(),
         };
@@ -119,6 +121,10 @@ impl Sidecar {
                 router,
                 metrics: Arc::clone(&metrics),
                 flow: flow_seen,
+                retry_held,
+                is_local: listener
+                    .local_addr()
+                    .is_ok_and(|address| address.ip().is_loopback()),
                 draining: Arc::clone(&draining),
             });
             attending.tasks.spawn(admin::serve(

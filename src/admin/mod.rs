@@ -1,5 +1,6 @@
 //! Admin: health, metrics and status for the operator. It holds no state: it reads the
-//! buffer, the counters and whether QStash takes events. It shows no secret and no body.
+//! buffer, the counters and whether QStash takes events. It shows no secret, and a body only to
+//! whoever may read the buffer too: somebody on this machine, or with the token.
 
 mod events;
 
@@ -9,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,6 +38,12 @@ pub struct Settings {
     pub token: Option<Secret>,
 }
 
+/// Has held destinations tried: something was made at QStash.
+const RETRY: &str = "/api/destinations/retry";
+
+/// Bytes of a request: a thousand ids.
+const LARGEST_REQUEST: usize = 64 << 10;
+
 /// What a request needs.
 pub(crate) struct Admin {
     pub(crate) settings: Settings,
@@ -43,6 +51,10 @@ pub(crate) struct Admin {
     pub(crate) router: Arc<Router>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flow: watch::Receiver<Flow>,
+    /// Has destinations that do not exist tried at once.
+    pub(crate) retry_held: Arc<Notify>,
+    /// Whether only this machine can reach the address.
+    pub(crate) is_local: bool,
     /// Set when the sidecar stops taking events.
     pub(crate) draining: Arc<AtomicBool>,
 }
@@ -71,54 +83,74 @@ pub(crate) async fn serve(
 ) {
     let service = service_fn(move |request| {
         let admin = Arc::clone(&admin);
-        async move { Ok::<_, Infallible>(admin.handle(&request).await) }
+        async move { Ok::<_, Infallible>(admin.handle(request).await) }
     });
     http::serve(listener, shutdown, Duration::ZERO, tasks, service).await;
 }
 
 impl Admin {
-    async fn handle(&self, request: &Request<Incoming>) -> Answer {
-        let path = request.uri().path();
-        if let Some(action) = events::Action::of(path) {
-            return match *request.method() {
-                Method::POST => self.change(request, &action).await,
-                _ => not_allowed("POST"),
-            };
-        }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return not_allowed("GET");
+    async fn handle(&self, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path();
+        let asked = events::Asked::of(path);
+        let method = match asked {
+            Some(asked) => asked.method(),
+            None if path == RETRY => Method::POST,
+            None => Method::GET,
+        };
+        if !(head.method == method || (method == Method::GET && head.method == Method::HEAD)) {
+            return not_allowed(if method == Method::GET { "GET" } else { "POST" });
         }
         match path {
-            "/healthz" => plain(StatusCode::OK, "ok\n"),
-            "/readyz" => self.ready().await,
-            "/metrics" => self.metrics().await,
-            "/" | "/api/status" if !self.is_authorised(request) => unauthorised(),
-            "/" => plain(StatusCode::OK, self.status_text()),
-            "/api/status" => self.status_json().await,
-            _ => plain(
-                StatusCode::NOT_FOUND,
-                "there are /healthz, /readyz, /metrics, /api/status, /api/events/ID/replay, /api/events/ID/discard and /\n",
-            ),
+            "/healthz" => return plain(StatusCode::OK, "ok\n"),
+            "/readyz" => return self.ready().await,
+            "/metrics" => return self.metrics().await,
+            "/" | "/api/status" | RETRY => {}
+            _ if asked.is_some() => {}
+            _ => {
+                return plain(
+                    StatusCode::NOT_FOUND,
+                    "there are /healthz, /readyz, /metrics, /api/status, /api/events, /api/events/ID, \
+                     /api/events/ID/replay, /api/events/ID/discard and /\n",
+                );
+            }
+        }
+        if let Some(refusal) = self.refuse(&head.headers) {
+            return refusal;
+        }
+        match (path, asked) {
+            ("/", _) => plain(StatusCode::OK, self.status_text()),
+            (RETRY, _) => {
+                self.retry_held.notify_one();
+                http::json(StatusCode::OK, &json!({ "held": self.flow.borrow().held }))
+            }
+            (_, Some(asked)) => {
+                let Ok(body) = Limited::new(body, LARGEST_REQUEST).collect().await else {
+                    return plain(StatusCode::PAYLOAD_TOO_LARGE, "that is too much\n");
+                };
+                self.answer(asked, head.uri.query(), &body.to_bytes()).await
+            }
+            (_, None) => self.status_json().await,
         }
     }
 
-    /// Whoever has the token is no page of another site.
-    async fn change(&self, request: &Request<Incoming>, action: &events::Action) -> Answer {
-        if !self.is_authorised(request) {
-            return unauthorised();
+    /// Why somebody may see and change nothing. Whoever has the token is no page of another site;
+    /// without one it must be somebody on this machine, and no page that got here by DNS
+    /// rebinding.
+    fn refuse(&self, headers: &HeaderMap) -> Option<Answer> {
+        match &self.settings.token {
+            Some(token) => {
+                let offered = http::bearer(headers);
+                let is_right = offered.is_some_and(|offered| token.matches(offered));
+                (!is_right).then(unauthorised)
+            }
+            None if !self.is_local => Some(unauthorised()),
+            None if http::is_from_another_site(headers) => Some(plain(
+                StatusCode::FORBIDDEN,
+                "pages of other sites may neither see nor change events\n",
+            )),
+            None => None,
         }
-        if self.settings.token.is_none() && http::is_from_another_site(request.headers()) {
-            let text = "pages of other sites may not change events\n";
-            return plain(StatusCode::FORBIDDEN, text);
-        }
-        self.act(action).await
-    }
-
-    fn is_authorised(&self, request: &Request<Incoming>) -> bool {
-        let Some(token) = &self.settings.token else {
-            return true;
-        };
-        http::bearer(request.headers()).is_some_and(|offered| token.matches(offered))
     }
 
     /// Whether events can be made durable. QStash's absence changes nothing: that is what the

@@ -91,7 +91,9 @@ fn open(path: &Path) -> std::io::Result<File> {
         .mode(0o600)
         .open(path);
     match opened {
-        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => File::open(path),
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
+            File::open(path).or(Err(error))
+        }
         opened => opened,
     }
 }
@@ -119,9 +121,15 @@ impl Lock {
 
     /// Says that the buffer beside it is in use, and by which process.
     pub(super) fn sign(&mut self) {
-        self.was_signed = true;
+        let is_first = !std::mem::replace(&mut self.was_signed, true);
         let text = format!("{:<10}\n", std::process::id());
-        if let Err(error) = self.file.write_all_at(text.as_bytes(), 0) {
+        let signed = self.file.write_all_at(text.as_bytes(), 0);
+        // Durable once and for all: a buffer whose header is damaged is known by it only.
+        let signed = signed.and_then(|()| match is_first {
+            true => self.file.sync_data(),
+            false => Ok(()),
+        });
+        if let Err(error) = signed {
             // Only for the message above, and for telling a damaged buffer from another file.
             tracing::debug!(%error, path = %self.path.display(), "Could not sign the lock file");
         }

@@ -10,9 +10,13 @@
 
 mod checkpoint;
 mod lock;
+mod observer;
 mod opening;
+mod outcomes;
 mod record;
+mod reopening;
 mod reserve;
+mod room;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -22,16 +26,19 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tracing::error;
 
 pub use self::lock::LockError;
+pub use self::observer::{ObserveError, Observer, Whole};
 use self::opening::{Left, Opener};
 pub use self::record::{
-    Address, Change, Fate, Found, NewEvent, Pending, Seq, Settlement, StoredBody, StoredPayload,
-    Tally, Verdict,
+    Address, Change, EventState, Fate, Filter, Found, ListFrom, Listed, NewEvent, Page, Pending,
+    Seq, Settlement, Step, StepKind, StoredBody, StoredPayload, Tally, Verdict,
 };
 use self::store::Reader;
 pub use self::store::StoreError;
@@ -39,12 +46,18 @@ use self::writer::{Command, Shared};
 use crate::clock::Timestamp;
 use crate::event::EventId;
 
+/// Outcomes wait this long for new events, whose commit they share.
+const SETTLE_PAUSE: Duration = Duration::from_millis(5);
+
 /// Appends and settlements that may wait for the writer. Beyond it callers wait: Strapi has
 /// five requests in flight, so this is only reached by other senders.
 const WAITING_COMMANDS: usize = 1024;
 
 /// Reads that may wait for the reader; the forwarder asks for one thing at a time per request.
 const WAITING_READS: usize = 64;
+
+/// What cannot be read may be damaged, or the disk fails: so often it is looked which.
+const LOOK_AT_DISK: Duration = Duration::from_secs(10);
 
 /// Where and how much is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,13 +226,19 @@ impl Buffer {
         committed.await.map_err(|_closed| AppendError::Closed)?
     }
 
-    /// Records what became of events; all of them in one commit.
+    /// Records what became of events, within a few milliseconds: new events that come meanwhile
+    /// share the commit.
     pub async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), AppendError> {
-        let (done, committed) = oneshot::channel();
+        let (done, mut committed) = oneshot::channel();
         let sent = self
             .commands
             .send(Command::Settle { settlements, done })
             .await;
+        sent.map_err(|_closed| AppendError::Closed)?;
+        if let Ok(committed) = timeout(SETTLE_PAUSE, &mut committed).await {
+            return committed.map_err(|_closed| AppendError::Closed)?;
+        }
+        let sent = self.commands.send(Command::SettleNow).await;
         sent.map_err(|_closed| AppendError::Closed)?;
         committed.await.map_err(|_closed| AppendError::Closed)?
     }
@@ -304,6 +323,29 @@ impl Buffer {
     /// The event of this name.
     pub async fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
         self.read(move |reader| reader.find(id)).await
+    }
+
+    /// Events that pass the filter, at most `limit`; looks at a bounded part of the buffer.
+    pub async fn list(
+        &self,
+        filter: Filter,
+        from: ListFrom,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
+        self.read(move |reader| reader.list(&filter, from, limit))
+            .await
+    }
+
+    /// The event of this name, and what it went through before the state it is in.
+    pub async fn story(&self, id: EventId) -> Result<Option<(Listed, Vec<Step>)>, StoreError> {
+        self.read(move |reader| {
+            let Some(event) = reader.between((id, id), 1)?.pop() else {
+                return Ok(None);
+            };
+            let steps = reader.steps(event.seq)?;
+            Ok(Some((event, steps)))
+        })
+        .await
     }
 
     /// The bytes of an event; `None` when it is gone.
@@ -392,6 +434,7 @@ fn run_reader(
     commands: &mpsc::WeakSender<Command>,
 ) {
     let mut open: Option<(u64, Reader)> = None;
+    let mut next_look = Instant::now();
     while let Some(Asked::Read(read)) = asked.blocking_recv() {
         let generation = shared.generation.load(Ordering::Acquire);
         let reader = match open.take_if(|(opened, _)| *opened == generation) {
@@ -403,8 +446,18 @@ fn run_reader(
             Ok(reader) => read(Ok(&open.insert(reader).1)),
             Err(error) => read(Err(error)),
         };
-        if let (true, Some(commands)) = (is_damaged, commands.upgrade()) {
-            commands.blocking_send(Command::Damaged { generation }).ok(); // it is closed
+        if !is_damaged || Instant::now() < next_look {
+            continue;
+        }
+        next_look = Instant::now() + LOOK_AT_DISK;
+        match (store::try_reading(path), commands.upgrade()) {
+            (Ok(()), Some(commands)) => {
+                commands.blocking_send(Command::Damaged { generation }).ok(); // it is closed
+            }
+            (Err(error), _) => {
+                error!(%error, "The disk of the buffer cannot be read, what is there waits")
+            }
+            (Ok(()), None) => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use super::lock::{self, Lock};
 use super::reserve::{Disk, Reserve};
-use super::store::{Rescued, Store, StoreError, rescue, settle_rescue};
+use super::store::{Rescued, Store, StoreError, log, rescue, settle_rescue, try_reading};
 use super::{LockError, Settings, Tally};
 use crate::clock;
 
@@ -56,9 +56,13 @@ impl Opener {
         if let Some(aside) = settle_rescue(&path, "damaged", clock::now())? {
             warn!(aside = %aside.display(), "A rescue of the buffer that was cut short is finished");
         }
+        if matches!(left, Left::Damaged) && try_reading(&path).is_err() {
+            *left = Left::Failed; // the disk cannot be read, which may pass
+        }
         match left {
             Left::Moved(store) => self.rescue(&path, Some(store))?,
             Left::Damaged => self.rescue(&path, None)?,
+            Left::Closed if is_ours || log::is_buffer(&path) => self.look_at_log(&path, left)?,
             Left::Closed | Left::Failed => {}
         }
         if matches!(left, Left::Moved(_) | Left::Damaged) {
@@ -68,6 +72,7 @@ impl Opener {
             // Another program's file that was named by mistake must not be touched.
             Err(StoreError::NotABuffer) if !is_ours => return Err(StoreError::NotABuffer),
             Err(error) if error.is_damage() => {
+                try_reading(&path).map_err(StoreError::Io)?;
                 error!(
                     error = &error as &dyn std::error::Error,
                     "Buffer file is damaged"
@@ -86,6 +91,22 @@ impl Opener {
             lock.sign();
         }
         Ok((store, tally))
+    }
+
+    /// Before SQLite does: of a log that is damaged it would throw away the better part.
+    fn look_at_log(&mut self, path: &Path, left: &mut Left) -> Result<(), StoreError> {
+        if let Some(damage) = log::look(path).map_err(StoreError::Io)? {
+            error!(
+                commits = damage.commits_behind,
+                frames = damage.broken,
+                "The log of the buffer file is damaged in its middle"
+            );
+            return self.rescue(path, None);
+        }
+        log::sync(path).map_err(|error| {
+            *left = Left::Failed; // what is in the log must be copied before it is built upon
+            StoreError::Io(error)
+        })
     }
 
     fn open_with_room(&mut self, path: &Path) -> Result<Store, StoreError> {
@@ -109,7 +130,7 @@ impl Opener {
         match in_part {
             0 => info!(
                 carried,
-                aside, "Buffer begins anew with all events of the old file, which is kept"
+                aside, "Buffer begins anew with the events of the old file, which is kept"
             ),
             _ => error!(
                 carried,

@@ -19,8 +19,8 @@ impl Seq {
         self.0
     }
 
-    #[cfg(test)]
-    pub(crate) const fn from_raw(raw: i64) -> Self {
+    /// From what was shown.
+    pub const fn from_raw(raw: i64) -> Self {
         Self(raw)
     }
 }
@@ -110,6 +110,136 @@ pub struct Found {
     pub facts: Facts,
     /// Whether it is known where it goes.
     pub has_address: bool,
+}
+
+/// In which state an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventState {
+    /// To be published.
+    Pending,
+    /// QStash has it.
+    Delivered,
+    /// A dead letter.
+    Dead,
+}
+
+impl EventState {
+    /// All of them, in the order in which an event meets them.
+    pub const ALL: [Self; 3] = [Self::Pending, Self::Delivered, Self::Dead];
+
+    /// As people write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Delivered => "delivered",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+impl std::str::FromStr for EventState {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|state| state.as_str() == text);
+        known.ok_or_else(|| format!("there is no state {text:?}: write pending, delivered or dead"))
+    }
+}
+
+/// An event as people see it: all that is known but its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its place in the order of arrival.
+    pub seq: Seq,
+    /// Our name for it.
+    pub id: EventId,
+    /// When it came.
+    pub received_at: Timestamp,
+    /// When its commit began: milliseconds before the 202.
+    pub stored_at: Timestamp,
+    /// In which state it is.
+    pub state: EventState,
+    /// What was read from its body.
+    pub facts: Facts,
+    /// Where it goes; `None` for a dead letter without a route.
+    pub destination: Option<String>,
+    /// Delivery options of its route.
+    pub options: String,
+    /// Bytes of the body.
+    pub size: u64,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// How often it was replayed by hand.
+    pub replays: u32,
+    /// Not before this, while it is pending.
+    pub due_at: Timestamp,
+    /// Since when it is no longer pending.
+    pub settled_at: Option<Timestamp>,
+    /// QStash's message ids.
+    pub message_ids: Vec<String>,
+    /// Why it is dead, or why the last attempt failed.
+    pub reason: Option<String>,
+}
+
+/// Something that an event went through before the state it is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What it was.
+    pub kind: StepKind,
+    /// When, for the first time.
+    pub first_at: Timestamp,
+    /// When, for the last time.
+    pub last_at: Timestamp,
+    /// So often in a row, with the same words.
+    pub count: u32,
+    /// Why an attempt failed or the event was dead; QStash's message ids where it was delivered.
+    pub words: String,
+}
+
+/// What a [`Step`] was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepKind {
+    /// An attempt that did not deliver it.
+    Failed,
+    /// It was delivered, before it was replayed.
+    Delivered,
+    /// It was a dead letter, before it was replayed.
+    Dead,
+    /// A person made it pending again.
+    Replayed,
+}
+
+/// Which events are wanted; what is not set lets all pass.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filter {
+    /// In this state.
+    pub state: Option<EventState>,
+    /// Of this kind; `*` and `?` as in a route.
+    pub kind: Option<String>,
+    /// Of this content type; a pattern without `::` is for the model's name.
+    pub uid: Option<String>,
+    /// Of this document: the documentId, or the row id.
+    pub document: Option<String>,
+    /// Received at this time or later.
+    pub since: Option<Timestamp>,
+}
+
+/// From where on a list is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListFrom {
+    /// The newest first, those before this one; `None`: from the last on.
+    Newest(Option<Seq>),
+    /// In the order of arrival, those after this one.
+    Oldest(Seq),
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Page {
+    /// The events that were found.
+    pub events: Vec<Listed>,
+    /// Where the list goes on; `None` at its end. A page may be short, or empty, and not the last.
+    pub next: Option<Seq>,
 }
 
 /// What became of a pending event.

@@ -8,14 +8,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::checkpoint::Copying;
 use super::opening::{Failure, Left, Opener};
-use super::reserve::{Disk, Reserve};
+use super::outcomes::Outcomes;
+use super::reopening::Waiters;
+use super::reserve::Reserve;
 use super::store::{Store, StoreError};
 use super::{AppendError, Change, Fate, Health, NewEvent, Settings, Settlement, Tally};
 use crate::clock;
@@ -23,19 +25,6 @@ use crate::clock;
 /// Commands in one commit. More would only make the first of them wait longer: the cost of
 /// the fdatasync is spread thinly enough at this.
 const MAX_GROUP: usize = 256;
-
-/// How often a writer that waits for the opening looks whether it is over, and answers whoever
-/// waits meanwhile.
-const OPEN_LOOK: Duration = Duration::from_millis(2);
-
-/// Between two tries to open the file again.
-const REOPEN_PAUSE: Duration = Duration::from_millis(200);
-
-/// Between two tries to take the reserve back.
-const RESERVE_LOOK: Duration = Duration::from_millis(500);
-
-/// What must fit for the buffer to count as writable.
-const TYPICAL_EVENT: u64 = 4096;
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -47,6 +36,8 @@ pub(super) enum Command {
         settlements: Vec<Settlement>,
         done: oneshot::Sender<Result<(), AppendError>>,
     },
+    /// Outcomes do not wait for new events any longer.
+    SettleNow,
     Change {
         change: Change,
         done: oneshot::Sender<Result<u64, AppendError>>,
@@ -91,7 +82,7 @@ impl Default for Shared {
 
 impl Shared {
     /// Each change is logged once, here, and not at each event that meets it.
-    fn set_health(&self, health: Health) {
+    pub(super) fn set_health(&self, health: Health) {
         let changed = self
             .health
             .send_if_modified(|now| std::mem::replace(now, health) != health);
@@ -117,7 +108,7 @@ impl Shared {
         self.set_health(Health::Writable);
     }
 
-    fn set_tally(&self, tally: Tally) {
+    pub(super) fn set_tally(&self, tally: Tally) {
         *self.tally.lock().unwrap_or_else(PoisonError::into_inner) = tally;
     }
 }
@@ -131,27 +122,36 @@ pub(super) fn run(
     settings: &Settings,
 ) {
     let (mut opened, mut left) = (opened.map_err(Arc::new), Left::Closed);
+    let (mut carried, mut unanswered) = (Carried::default(), Vec::new());
     loop {
-        let store = match opened {
-            Ok(store) => store,
-            Err(cause) => match reopen(&mut commands, &mut opener, left, cause) {
-                Some((store, tally)) => {
-                    shared.opened(tally);
-                    store
-                }
-                None => return,
-            },
+        let (store, waiting) = match opened {
+            Ok(store) => (store, Vec::new()),
+            Err(cause) => {
+                let waiters = Waiters::new(&mut commands, unanswered, cause);
+                let Some((store, tally, kept)) = waiters.reopen(&mut opener, left) else {
+                    return;
+                };
+                shared.opened(tally);
+                shared.accepted.fetch_add(carried.events, Ordering::Relaxed);
+                carried.waiting.drain(..).for_each(|done| {
+                    done.send(Ok(())).ok(); // the caller may have gone
+                });
+                (store, kept)
+            }
         };
         let mut writer = Writer::new(store, &mut opener.reserve, shared, settings);
         // A panic is a mistake of ours: what was committed stands, and what was not has had no
         // answer. Without this the sidecar would go on with nobody writing.
-        let served = catch_unwind(AssertUnwindSafe(|| writer.serve(&mut commands)));
+        let served = catch_unwind(AssertUnwindSafe(|| writer.serve(&mut commands, waiting)));
         let cause = match served {
             Ok(Ended::Closed) => return,
             Ok(Ended::Failed(cause)) => cause,
             Err(_panic) => Arc::new(StoreError::Panicked),
         };
         shared.failed(&cause);
+        carried = std::mem::take(&mut writer.carried);
+        unanswered = std::mem::take(&mut writer.unanswered);
+        unanswered.extend(std::mem::take(&mut writer.outcomes).into_commands());
         left = match &*cause {
             StoreError::Moved => Left::Moved(Box::new(writer.into_store())),
             error if error.is_damage() => Left::Damaged,
@@ -161,70 +161,33 @@ pub(super) fn run(
     }
 }
 
-/// Tries to open the file until it works; meanwhile whoever asks is told that it does not,
-/// so that events are published straight away. `None` when the buffer was closed.
-fn reopen(
-    commands: &mut mpsc::Receiver<Command>,
-    opener: &mut Opener,
-    mut left: Left,
-    mut cause: Failure,
-) -> Option<(Store, Tally)> {
-    loop {
-        // Apart, since to carry over a large file takes its time.
-        let opened = std::thread::scope(|scope| {
-            let opening = scope.spawn(|| opener.open(&mut left));
-            while !opening.is_finished() {
-                refuse(commands, &cause)?;
-                std::thread::park_timeout(OPEN_LOOK);
-            }
-            Some(opening.join().unwrap_or(Err(StoreError::Panicked)))
-        })?;
-        match opened {
-            Ok(opened) => return Some(opened),
-            Err(error) => cause = Arc::new(error),
-        }
-        let pause = Instant::now() + REOPEN_PAUSE;
-        while Instant::now() < pause {
-            refuse(commands, &cause)?;
-            std::thread::park_timeout(OPEN_LOOK);
-        }
-    }
-}
-
-/// Answers whoever waits. `None` when the buffer was closed.
-fn refuse(commands: &mut mpsc::Receiver<Command>, cause: &Failure) -> Option<()> {
-    loop {
-        match commands.try_recv() {
-            Ok(Command::Append { done, .. } | Command::Settle { done, .. }) => {
-                done.send(Err(AppendError::Commit(Arc::clone(cause)))).ok(); // the caller may have gone
-            }
-            Ok(Command::Change { done, .. }) => {
-                done.send(Err(AppendError::Commit(Arc::clone(cause)))).ok(); // likewise
-            }
-            Ok(Command::Close) | Err(mpsc::error::TryRecvError::Disconnected) => return None,
-            Ok(Command::Tidy | Command::Probe { .. } | Command::Damaged { .. }) => {}
-            #[cfg(test)]
-            Ok(Command::Panic) => {}
-            Err(mpsc::error::TryRecvError::Empty) => return Some(()),
-        }
-    }
-}
-
 enum Ended {
     Closed,
     Failed(Failure),
 }
 
-struct Writer<'a> {
-    store: Store,
-    reserve: &'a mut Reserve,
-    shared: &'a Shared,
-    settings: &'a Settings,
+pub(super) struct Writer<'a> {
+    pub(super) store: Store,
+    pub(super) reserve: &'a mut Reserve,
+    pub(super) shared: &'a Shared,
+    pub(super) settings: &'a Settings,
     /// Whether there may be history to remove or free pages to give back.
     tidying: bool,
     copying: Copying,
     /// The reserve is not tried to be taken back before this.
-    reserve_look: Instant,
+    pub(super) reserve_look: Instant,
+    outcomes: Outcomes,
+    carried: Carried,
+    /// What could not be committed: tried once more in the file as it is opened again.
+    unanswered: Vec<Command>,
+}
+
+/// What was committed into a file that was gone by then: it is answered once it has been
+/// carried over.
+#[derive(Default)]
+struct Carried {
+    events: u64,
+    waiting: Vec<oneshot::Sender<Result<(), AppendError>>>,
 }
 
 impl<'a> Writer<'a> {
@@ -243,6 +206,9 @@ impl<'a> Writer<'a> {
             tidying: true,
             copying,
             reserve_look: Instant::now(),
+            outcomes: Outcomes::default(),
+            carried: Carried::default(),
+            unanswered: Vec::new(),
         }
     }
 
@@ -250,11 +216,13 @@ impl<'a> Writer<'a> {
         self.store
     }
 
-    fn serve(&mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
-        let mut group = Vec::with_capacity(MAX_GROUP);
+    /// `group` is what has waited meanwhile.
+    fn serve(&mut self, commands: &mut mpsc::Receiver<Command>, mut group: Vec<Command>) -> Ended {
+        let mut is_second_try = !group.is_empty();
         self.take_reserve();
         loop {
-            if self.tidying && commands.is_empty() {
+            let is_busy = !group.is_empty() || self.outcomes.are_due();
+            if self.tidying && !is_busy && commands.is_empty() {
                 match self.tidy_step() {
                     Ok(more) => self.tidying = more,
                     // It needs room itself; what is stored is as safe as before.
@@ -265,14 +233,24 @@ impl<'a> Writer<'a> {
                     continue;
                 }
             }
-            if commands.blocking_recv_many(&mut group, MAX_GROUP) == 0 {
+            if is_busy {
+                let waiting = std::iter::from_fn(|| commands.try_recv().ok());
+                group.extend(waiting.take(MAX_GROUP));
+            } else if commands.blocking_recv_many(&mut group, MAX_GROUP) == 0 {
                 return Ended::Closed;
             }
             match self.handle(&mut group) {
                 Ok(false) => {}
                 Ok(true) => return Ended::Closed,
-                Err(error) => return Ended::Failed(error),
+                Err(cause) => {
+                    if is_second_try {
+                        let refused = self.unanswered.drain(..);
+                        refused.for_each(|command| command.refuse(&cause));
+                    }
+                    return Ended::Failed(cause);
+                }
             }
+            is_second_try = false;
             match self.copying.step(&self.store, self.reserve.is_held()) {
                 // The log cannot be copied now; it is where it was.
                 Ok(()) | Err(StoreError::DiskFull) => {}
@@ -283,36 +261,36 @@ impl<'a> Writer<'a> {
 
     /// Commits a group and answers it; `true` when it was told to close.
     fn handle(&mut self, group: &mut Vec<Command>) -> Result<bool, Failure> {
-        let (mut appends, mut settles, mut changes, mut probes, mut close) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), false);
+        let (mut appends, mut changes, mut probes, mut close) =
+            (Vec::new(), Vec::new(), Vec::new(), false);
+        let mut is_damaged = false;
         for command in group.drain(..) {
             match command {
                 Command::Append { event, done } => appends.push((event, done)),
-                Command::Settle { settlements, done } => settles.push((settlements, done)),
+                Command::Settle { settlements, done } => self.outcomes.push(settlements, done),
+                Command::SettleNow => self.outcomes.hurry(),
                 Command::Change { change, done } => changes.push((change, done)),
                 Command::Tidy => {
                     self.tidying = true;
                     self.take_reserve();
                 }
                 Command::Probe { done } => probes.push(done),
-                Command::Damaged { generation }
-                    if generation == self.shared.generation.load(Ordering::Acquire) =>
-                {
-                    return Err(Arc::new(StoreError::Unreadable));
+                Command::Damaged { generation } => {
+                    is_damaged |= generation == self.shared.generation.load(Ordering::Acquire);
                 }
-                Command::Damaged { .. } => {} // of a file that was left already
                 Command::Close => close = true,
                 #[cfg(test)]
                 Command::Panic => panic!("as the test wants it"),
             }
         }
-        if let Err(full) = self.make_room(&appends)? {
-            self.shared.set_health(Health::Full);
-            for (_, done) in appends.drain(..) {
-                done.send(Err(full.clone())).ok(); // the caller may have gone
-            }
+        let is_urgent = close || !changes.is_empty();
+        if let Err(failure) = self.commit_all(&mut appends, is_urgent) {
+            let appends = appends
+                .into_iter()
+                .map(|(event, done)| Command::Append { event, done });
+            self.unanswered = appends.collect();
+            return Err(failure);
         }
-        self.commit(appends, settles)?;
         for (change, done) in changes {
             self.change(&change, done)?;
         }
@@ -320,28 +298,51 @@ impl<'a> Writer<'a> {
             self.probe()?;
         }
         drop(probes); // whoever asked reads the health now
-        Ok(close)
+        match is_damaged {
+            true => Err(Arc::new(StoreError::Unreadable)),
+            false => Ok(close),
+        }
     }
 
-    fn commit(
+    /// Commits the events; outcomes as they are due, or all when it `is_urgent`: what a person
+    /// changes is to be what they have come to.
+    fn commit_all(
         &mut self,
-        appends: Vec<Waiting<Box<NewEvent>>>,
-        settles: Vec<Waiting<Vec<Settlement>>>,
+        appends: &mut Vec<Waiting<Box<NewEvent>>>,
+        is_urgent: bool,
     ) -> Result<(), Failure> {
-        if appends.is_empty() && settles.is_empty() {
-            return Ok(());
+        self.commit(appends)?;
+        while is_urgent && !self.outcomes.is_empty() {
+            self.outcomes.hurry();
+            self.commit(&mut Vec::new())?;
+        }
+        Ok(())
+    }
+
+    /// Answers all events and some outcomes, or fails.
+    fn commit(&mut self, appends: &mut Vec<Waiting<Box<NewEvent>>>) -> Result<(), Failure> {
+        if let Err(full) = self.make_room(appends)? {
+            self.shared.set_health(Health::Full);
+            for (_, done) in appends.drain(..) {
+                done.send(Err(full.clone())).ok(); // the caller may have gone
+            }
         }
         let events: Vec<&NewEvent> = appends.iter().map(|(event, _)| &**event).collect();
-        let settlements: Vec<&Settlement> = settles
-            .iter()
-            .flat_map(|(settlements, _)| settlements)
-            .collect();
-        let appended = self.write(&events, &settlements);
+        let settlements = self.outcomes.next(!events.is_empty());
+        let mut settled_count = settlements.len();
+        if events.is_empty() && settlements.is_empty() {
+            answer(self.outcomes.committed(0), &Ok(()));
+            return Ok(());
+        }
+        let appended = write(&mut self.store, &events, &settlements);
         let settled = match &appended {
             // What was delivered needs little room, and makes some.
-            Err(failure) if is_full(failure) && !settles.is_empty() => {
+            Err(failure) if is_full(failure) && settled_count > 0 => {
                 self.make_do()?;
-                self.write(&[], &settlements)
+                self.outcomes.hurry();
+                let settlements = self.outcomes.next(false);
+                settled_count = settlements.len();
+                write(&mut self.store, &[], &settlements)
             }
             other => other.clone(),
         };
@@ -349,28 +350,35 @@ impl<'a> Writer<'a> {
             self.shared.set_tally(tally);
         }
         match &appended {
-            Ok(_) if !appends.is_empty() => {
-                self.shared
-                    .accepted
-                    .fetch_add(events.len() as u64, Ordering::Relaxed);
+            Ok(_) if !events.is_empty() => {
+                let count = events.len() as u64;
+                self.shared.accepted.fetch_add(count, Ordering::Relaxed);
                 self.shared.set_health(Health::Writable);
             }
             Err(failure) if is_full(failure) => self.shared.set_health(Health::Full),
             _ => {}
         }
-        if appended.is_ok()
-            && events
-                .iter()
-                .any(|event| matches!(event.fate, Fate::Pending { .. }))
-        {
+        let is_pending = |event: &&NewEvent| matches!(event.fate, Fate::Pending { .. });
+        if appended.is_ok() && events.iter().any(is_pending) {
             self.shared.appended.notify_one();
         }
-        answer(appends, &appended);
-        answer(settles, &settled);
-        match (appended, settled) {
-            (Err(failure), _) | (_, Err(failure)) if !is_full(&failure) => Err(failure),
-            _ => Ok(()),
+        match appended {
+            Err(failure) if matches!(*failure, StoreError::Moved) => {
+                self.carried.events = events.len() as u64;
+                let appends = appends.drain(..).map(|(_, done)| done);
+                let settled = self.outcomes.committed(settled_count);
+                self.carried.waiting = appends.chain(settled).collect();
+                return Err(failure);
+            }
+            Err(failure) if !is_full(&failure) => return Err(failure),
+            appended => answer(appends.drain(..).map(|(_, done)| done), &appended.map(drop)),
         }
+        match settled {
+            Ok(_) => answer(self.outcomes.committed(settled_count), &Ok(())),
+            Err(failure) if !is_full(&failure) => return Err(failure),
+            full => answer(self.outcomes.drain(), &full.map(drop)),
+        }
+        Ok(())
     }
 
     /// What a person wants changed.
@@ -396,144 +404,42 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Durable when it returns, in files that the next start will find.
-    fn write(
-        &mut self,
-        events: &[&NewEvent],
-        settlements: &[&Settlement],
-    ) -> Result<Tally, Failure> {
-        let tally = self.store.commit(events, settlements, clock::now())?;
-        match self.store.is_in_place() {
-            true => Ok(tally),
-            false => Err(Arc::new(StoreError::Moved)),
-        }
-    }
-
-    /// Whether these fit under the limit and onto the disk; history goes first when they do not.
-    fn make_room(
-        &mut self,
-        appends: &[Waiting<Box<NewEvent>>],
-    ) -> Result<Result<(), AppendError>, Failure> {
-        if appends.is_empty() {
-            return Ok(Ok(()));
-        }
-        // An event's row and its part of the indexes take less than this beside its bytes.
-        const ROW_BYTES: usize = 1024;
-        let incoming: usize = appends
-            .iter()
-            .map(|(event, _)| event.event.payload.body.len() + ROW_BYTES)
-            .sum();
-        let incoming = incoming as u64;
-        if !self.reserve.is_held() && !self.take_reserve() {
-            return Ok(Err(AppendError::Commit(Arc::new(StoreError::DiskFull))));
-        }
-        let limit_bytes = self.settings.max_bytes;
-        loop {
-            let used_bytes = self.store.used_bytes()?;
-            let full = if used_bytes.saturating_add(incoming) > limit_bytes {
-                AppendError::Full {
-                    used_bytes,
-                    limit_bytes,
-                }
-            } else if self.disk_takes(incoming)? {
-                return Ok(Ok(()));
-            } else {
-                AppendError::Commit(Arc::new(StoreError::DiskFull))
-            };
-            if !self.forget_some_history()? {
-                return Ok(Err(full));
-            }
-        }
-    }
-
-    /// Whether so many bytes more can be committed and copied into the file. Asked before, since
-    /// what is committed and cannot be copied would take the room from what is to be settled.
-    fn disk_takes(&self, incoming: u64) -> Result<bool, Failure> {
-        let Some(disk) = Disk::of(&self.settings.path) else {
-            return Ok(true); // it does not tell: the commit will
-        };
-        // Looking closer is not worth it then.
-        const PLENTY: u64 = 256 << 20;
-        Ok(disk.free >= PLENTY + 4 * incoming || disk.free >= self.store.growth(incoming)?)
-    }
-
-    /// Removes a little of the history, whatever its age; whether there was any.
-    fn forget_some_history(&mut self) -> Result<bool, Failure> {
-        let all = clock::now().plus(Duration::from_secs(24 * 3600)); // also of a clock that went back
-        match self.store.purge(all) {
-            Err(StoreError::DiskFull) => Ok(false),
-            purged => Ok(purged?),
-        }
-    }
-
-    /// On a full disk: room for what is to be settled.
-    fn make_do(&mut self) -> Result<(), Failure> {
-        if self.reserve.give_up() {
-            warn!("The disk is full, the reserve is given up so that events go on being published");
-        }
-        match self.store.finish_checkpoint() {
-            Ok(()) | Err(StoreError::DiskFull) => {}
-            Err(error) => return Err(error.into()),
-        }
-        // Settled events are a little longer than pending ones.
-        self.forget_some_history()?;
-        Ok(())
-    }
-
-    /// Takes the reserve back, if there is room again; whether it is held.
-    fn take_reserve(&mut self) -> bool {
-        let now = Instant::now();
-        if self.reserve.is_held() || now < self.reserve_look {
-            return self.reserve.is_held();
-        }
-        self.reserve_look = now + RESERVE_LOOK;
-        let taken = self.reserve.take();
-        if taken {
-            info!(
-                bytes = self.reserve.bytes(),
-                "Reserve for a full disk is set aside"
-            );
-        }
-        taken
-    }
-
-    fn probe(&mut self) -> Result<(), Failure> {
-        // Healthy again only with some room: at the brim the next event would not fit.
-        let limit = self.settings.max_bytes - self.settings.max_bytes / 16;
-        let has_room = self.take_reserve()
-            && self.store.used_bytes()? < limit
-            && self.disk_takes(TYPICAL_EVENT)?;
-        let health = match self.store.probe() {
-            Ok(()) if !self.store.is_in_place() => return Err(Arc::new(StoreError::Moved)),
-            Ok(()) if has_room => Health::Writable,
-            Ok(()) | Err(StoreError::DiskFull) => Health::Full,
-            Err(error) => return Err(error.into()),
-        };
-        self.shared.set_health(health);
-        Ok(())
-    }
-
     fn tidy_step(&mut self) -> Result<bool, Failure> {
         if !self.store.is_in_place() {
             return Err(Arc::new(StoreError::Moved));
         }
         let kept_since = clock::now().minus(self.settings.keep_delivered);
-        let more = self.store.purge(kept_since)? || self.store.shrink()?;
+        let more = self.purge(kept_since)? || self.store.shrink()?;
         self.copying.step(&self.store, self.reserve.is_held())?;
         Ok(more)
     }
 }
 
-type Waiting<T> = (T, oneshot::Sender<Result<(), AppendError>>);
+pub(super) type Waiting<T> = (T, oneshot::Sender<Result<(), AppendError>>);
 
-fn answer<T>(waiting: Vec<Waiting<T>>, result: &Result<Tally, Failure>) {
-    for (_, done) in waiting {
-        // A caller that hung up keeps its event.
-        done.send(result.clone().map(|_| ()).map_err(AppendError::Commit))
-            .ok();
+/// Durable when it returns, in files that the next start will find.
+fn write(
+    store: &mut Store,
+    events: &[&NewEvent],
+    settlements: &[&Settlement],
+) -> Result<Tally, Failure> {
+    let tally = store.commit(events, settlements, clock::now())?;
+    match store.is_in_place() {
+        true => Ok(tally),
+        false => Err(Arc::new(StoreError::Moved)),
     }
 }
 
-fn is_full(failure: &Failure) -> bool {
+fn answer(
+    waiting: impl IntoIterator<Item = oneshot::Sender<Result<(), AppendError>>>,
+    result: &Result<(), Failure>,
+) {
+    for done in waiting {
+        // A caller that hung up keeps its event.
+        done.send(result.clone().map_err(AppendError::Commit)).ok();
+    }
+}
+
+pub(super) fn is_full(failure: &Failure) -> bool {
     matches!(**failure, StoreError::DiskFull)
 }

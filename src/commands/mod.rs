@@ -1,11 +1,21 @@
 //! What each command does. They alone print.
 
+pub mod check;
 pub mod dev;
+pub mod events;
+pub mod healthcheck;
 mod logging;
+pub mod manual;
+mod public;
+mod running;
 pub mod serve;
 pub mod strapi_bootstrap;
 mod successor;
 mod supervise;
+mod table;
+mod terminal;
+pub mod topics;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -17,6 +27,11 @@ use crate::config::Mistakes;
     reason = "the last word of the program, when the log may not have started"
 )]
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(error) = error.downcast_ref::<std::io::Error>()
+        && error.kind() == std::io::ErrorKind::BrokenPipe
+    {
+        return ExitCode::SUCCESS; // whoever read it has had enough
+    }
     if let Some(mistakes) = error.downcast_ref::<Mistakes>() {
         eprintln!("{mistakes}");
         return ExitCode::from(2);

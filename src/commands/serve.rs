@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::successor::{self, Role};
@@ -18,6 +19,9 @@ use crate::sockets::{Inherited, Sockets};
 /// wait meanwhile, and it gives up after 10 s. What is out at QStash then is repeated by the
 /// next process, and dropped there by its deduplication id.
 const SHORT_GRACE: Duration = Duration::from_secs(3);
+
+/// How often a stop that takes long is told.
+const TELL_STOP: Duration = Duration::from_secs(2);
 
 /// How long a predecessor may take to let go of the buffer.
 const WAIT_FOR_PREDECESSOR: Duration = Duration::from_secs(30);
@@ -90,8 +94,20 @@ pub async fn run(args: &ServeArgs, inherited: Inherited) -> anyhow::Result<()> {
         // Nobody else accepts: whoever connects now is better refused at once than left waiting.
         drop(sockets);
     }
+    let buffer = sidecar.buffer().clone();
+    let mut ticks = tokio::time::interval_at(Instant::now() + TELL_STOP, TELL_STOP);
+    let telling = async {
+        loop {
+            ticks.tick().await;
+            info!(
+                pending = buffer.tally().pending,
+                "Still stopping, what is out at QStash is waited for"
+            );
+        }
+    };
     tokio::select! {
         () = sidecar.drain(grace) => Ok(()),
+        () = telling => Ok(()),
         () = signals.wait() => anyhow::bail!("stopped at once by a second signal; the buffer holds what is left"),
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn client() -> reqwest::Client {
     reqwest::Client::builder()
         .no_proxy()
         .redirect(Policy::none())
-        .tls_backend_preconfigured(tls::client_config())
+        .tls_backend_preconfigured(tls::client_config(&tls::ExtraRoots::default()))
         .build()
         .expect("with the TLS configuration given, nothing is left that can fail")
 }

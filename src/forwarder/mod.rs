@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -95,6 +95,8 @@ pub(crate) struct Forwarder {
     pub(crate) client: Arc<Client>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flow: watch::Sender<Flow>,
+    /// Something was made at QStash: destinations that did not exist are tried at once.
+    pub(crate) retry_held: Arc<Notify>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -129,6 +131,9 @@ struct State {
     passed_over: HashSet<Seq>,
     /// Messages accepted so far: tells whether others pass while one fails.
     passed: u64,
+    /// Requests so far in which the connection broke, and not for an event that had failed
+    /// before: tells whether the way to QStash is what breaks them.
+    broken: u64,
     paused_until: Option<Instant>,
     reports: mpsc::UnboundedSender<Report>,
 }
@@ -150,6 +155,11 @@ impl State {
     fn rewind(&mut self) {
         self.cursor = Seq::START;
         self.more = true;
+    }
+
+    fn retry_held(&mut self) {
+        let now = Instant::now();
+        self.holds.values_mut().for_each(|hold| hold.until = now);
     }
 
     /// Outcomes are on disk.
@@ -208,6 +218,7 @@ impl Forwarder {
             unsettled: 0,
             passed_over: HashSet::new(),
             passed: 0,
+            broken: 0,
             paused_until: None,
             reports,
         };
@@ -235,6 +246,7 @@ impl Forwarder {
                     true => state.rewind(),
                     false => state.more = true,
                 },
+                () = self.retry_held.notified() => state.retry_held(),
                 () = sleep_until(wake) => self.look_at_token(&mut state),
             }
         }
@@ -270,11 +282,10 @@ impl Forwarder {
         }
     }
 
-    /// Makes an entry of what the buffer gave. An address that this version cannot read is a
+    /// Makes an entry of what the buffer gave. It may go at once, whatever time it was due: the
+    /// wall clock may have jumped since, and what it waits for is tried anyway. An address that this version cannot read is a
     /// dead letter, so that it blocks nothing.
     fn entry(&self, state: &mut State, event: Pending) -> Option<Entry> {
-        let (now, wall) = (Instant::now(), clock::now());
-        let due = (event.due_at > wall).then(|| now + event.due_at.since(wall).min(AGE_LOOK));
         let destination = event
             .address
             .destination
@@ -289,7 +300,6 @@ impl Forwarder {
                     options,
                     ..destination
                 },
-                due,
             )),
             (Err(reason), _) | (_, Err(reason)) => {
                 self.metrics.dead_rejected.add();

@@ -14,8 +14,8 @@ use crate::clock;
 use crate::qstash::Outcome;
 
 /// How often an event may break the connection alone, while others pass, before it is a
-/// dead letter. Only this counts: a QStash that answers 500 to every other request must not
-/// bury anything.
+/// dead letter. Only this counts: a QStash that answers 500 to every other request, or a
+/// network that cuts most of them, must not bury anything.
 const MAX_STRIKES: u32 = 5;
 
 impl Forwarder {
@@ -26,7 +26,7 @@ impl Forwarder {
         let alone = published.size == 1;
         let mut settlements = Vec::with_capacity(published.size);
         let mut stopped: Option<(Cause, Option<Duration>, String)> = None;
-        let mut reached = false;
+        let (mut reached, mut any_broke) = (false, false);
         if !published.readable {
             state.paused_until = Some(now + BUFFER_PAUSE);
         }
@@ -91,10 +91,11 @@ impl Forwarder {
                     reason,
                 } => {
                     entry.largest_batch = (entry.largest_batch.min(published.size) / 2).max(1);
-                    if alone && (entry.failures == 0 || entry.passed_at_failure < state.passed) {
-                        entry.failures += 1;
-                        entry.strikes += u32::from(broke);
-                        entry.passed_at_failure = state.passed;
+                    let is_new = broke && entry.failures == 0;
+                    any_broke |= is_new;
+                    if alone {
+                        // Its own failure is no sign of anything else.
+                        entry.fail(broke, state.passed, state.broken + u64::from(is_new));
                     }
                     if entry.strikes >= MAX_STRIKES {
                         self.metrics.dead_poison.add();
@@ -117,6 +118,7 @@ impl Forwarder {
             state.put_back(entry);
             stopped = Some(failure);
         }
+        state.broken += u64::from(any_broke);
         if let Attempt::Held(destination) = &published.attempt
             && let Some(hold) = state.holds.get_mut(destination)
         {

@@ -30,25 +30,28 @@ pub(super) struct Entry {
     pub(super) largest_batch: usize,
     /// How often it failed alone, while others passed.
     pub(super) failures: u32,
-    /// In how many of them the connection broke.
+    /// In how many of them the connection broke, and broke for it alone.
     pub(super) strikes: u32,
     /// The forwarder's count of accepted messages when it last failed alone.
     pub(super) passed_at_failure: u64,
+    /// The forwarder's count of broken requests then.
+    pub(super) broken_at_failure: u64,
 }
 
 impl Entry {
-    pub(super) fn new(event: Pending, destination: Destination, due: Option<Instant>) -> Self {
+    pub(super) fn new(event: Pending, destination: Destination) -> Self {
         let key = event.facts.document_key();
         let largest_batch = if event.is_text { MAX_BATCH } else { 1 };
         Self {
             event,
             destination,
             key,
-            due,
+            due: None,
             largest_batch,
             failures: 0,
             strikes: 0,
             passed_at_failure: 0,
+            broken_at_failure: 0,
         }
     }
 
@@ -59,6 +62,22 @@ impl Entry {
     /// What its body takes in memory while it is out: a large one is never there as a whole.
     pub(super) fn bytes_out(&self) -> u64 {
         self.event.size.min(MAX_BATCH_BYTES)
+    }
+}
+
+impl Entry {
+    /// It failed alone, for no reason of its own that is known: with the counts of accepted
+    /// messages and of broken requests until then.
+    pub(super) fn fail(&mut self, broke: bool, passed: u64, broken: u64) {
+        if self.failures > 0 && self.passed_at_failure == passed {
+            return; // nothing passed meanwhile: all fail
+        }
+        // A way that breaks requests of others too breaks this one for no fault of its own.
+        self.strikes +=
+            u32::from(broke && (self.failures == 0 || self.broken_at_failure == broken));
+        self.failures += 1;
+        self.passed_at_failure = passed;
+        self.broken_at_failure = broken;
     }
 }
 
@@ -253,7 +272,7 @@ mod tests {
             replays: 0,
             due_at: Timestamp::default(),
         };
-        Entry::new(event, "news".parse().unwrap(), None)
+        Entry::new(event, "news".parse().unwrap())
     }
 
     fn window(documents: &[&str]) -> Window {
@@ -341,6 +360,22 @@ mod tests {
         assert_eq!(seqs(&window.take_batch(true, now)), [1]);
         assert_eq!(seqs(&window.take_batch(true, now)), [2]);
         assert_eq!(seqs(&window.take_batch(true, now)), [3]);
+    }
+
+    #[test]
+    fn only_an_event_that_breaks_the_connection_while_no_other_does_gets_strikes() {
+        let mut poison = entry(1, "a");
+        for passed in 0..5 {
+            poison.fail(true, passed, 0);
+            poison.fail(true, passed, 0); // nothing passed since
+        }
+        assert_eq!(poison.strikes, 5);
+        let (mut unlucky, mut refused) = (entry(2, "b"), entry(3, "c"));
+        for n in 0..50 {
+            unlucky.fail(true, n, n);
+            refused.fail(false, n, 0);
+        }
+        assert_eq!((unlucky.strikes, refused.strikes), (1, 0));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) struct Admission {
 
 /// Room for a body, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Room(
+pub(crate) struct Room(
     #[expect(dead_code, reason = "it is given back when dropped")] Option<OwnedSemaphorePermit>,
 );
 

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
 pub(crate) use self::admission::Admission;
-use self::request::Unread;
+pub(crate) use self::request::{Unread, read as read_body};
 use crate::buffer::{Buffer, Fate, NewEvent};
 use crate::clock;
 use crate::destination::{Destination, DestinationError};

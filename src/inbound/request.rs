@@ -8,6 +8,7 @@ use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::{Body, Incoming, SizeHint};
 use hyper::header::{CONNECTION, CONTENT_TYPE};
+use memmap2::MmapMut;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::admission::{Admission, Room, SMALL};
@@ -24,6 +25,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// the answer with it.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 const DISCARD_BYTES: u64 = 256 << 20;
+
+/// A body above this size has memory of its own.
+const LARGE: usize = 1 << 20;
 
 const STRAPI_EVENT: &str = "x-strapi-event";
 
@@ -52,7 +56,7 @@ const NOT_FORWARDED: [&str; 18] = [
 
 /// Why a body was not read.
 #[derive(Debug)]
-pub(super) enum Unread {
+pub(crate) enum Unread {
     TooLarge,
     TooSlow,
     Broken(hyper::Error),
@@ -80,7 +84,7 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// The body, if it is not larger than `limit`, and the room that it takes.
-pub(super) async fn read(
+pub(crate) async fn read(
     mut body: Incoming,
     limit: u64,
     admission: &Admission,
@@ -122,22 +126,44 @@ pub(super) async fn read(
 struct Pieces {
     first: Bytes,
     whole: BytesMut,
+    large: Option<Mapped>,
+}
+
+/// A large body whose length is known, in memory from the system itself: it goes back there,
+/// where an allocator would keep it for the next one.
+struct Mapped {
+    bytes: MmapMut,
+    filled: usize,
 }
 
 impl Pieces {
     fn len(&self) -> u64 {
-        (self.first.len() + self.whole.len()) as u64
+        let filled = self.large.as_ref().map_or(0, |large| large.filled);
+        (self.first.len() + self.whole.len() + filled) as u64
     }
 
     fn push(&mut self, piece: Bytes, left: &SizeHint) {
+        if let Some(large) = &mut self.large {
+            large.push(&piece);
+            return;
+        }
         if self.first.is_empty() && self.whole.is_empty() {
             self.first = piece;
             return;
         }
         if self.whole.is_empty() {
             let left = left.exact().and_then(|left| usize::try_from(left).ok());
-            self.whole
-                .reserve(self.first.len() + piece.len() + left.unwrap_or(0));
+            let size = self.first.len() + piece.len() + left.unwrap_or(0);
+            if size > LARGE
+                && let Ok(bytes) = MmapMut::map_anon(size)
+            {
+                let mut large = Mapped { bytes, filled: 0 };
+                large.push(&std::mem::take(&mut self.first));
+                large.push(&piece);
+                self.large = Some(large);
+                return;
+            }
+            self.whole.reserve(size);
             self.whole.extend_from_slice(&self.first);
             self.first.clear();
         }
@@ -145,11 +171,23 @@ impl Pieces {
     }
 
     fn into_bytes(self) -> Bytes {
-        if self.whole.is_empty() {
-            self.first
-        } else {
-            self.whole.freeze()
+        match self.large {
+            Some(large) => Bytes::from_owner(large.bytes).slice(..large.filled),
+            None if self.whole.is_empty() => self.first,
+            None => self.whole.freeze(),
         }
+    }
+}
+
+impl Mapped {
+    /// The piece fits: hyper gives no more than was announced.
+    fn push(&mut self, piece: &[u8]) {
+        let end = (self.filled + piece.len()).min(self.bytes.len());
+        let room = self.bytes.get_mut(self.filled..end).unwrap_or_default();
+        if let Some(piece) = piece.get(..room.len()) {
+            room.copy_from_slice(piece);
+        }
+        self.filled = end;
     }
 }
 
@@ -219,6 +257,26 @@ mod tests {
             )
         };
         pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn a_body_in_pieces_is_what_was_sent_whatever_its_size() {
+        for size in [0, 1, 70_000, LARGE, LARGE + 1, 5 * LARGE + 3] {
+            let sent: Vec<u8> = (0..=250).cycle().take(size).collect();
+            for announced in [true, false] {
+                let (mut pieces, mut left) = (Pieces::default(), size as u64);
+                for piece in sent.chunks(60_001) {
+                    left -= piece.len() as u64;
+                    let hint = match announced {
+                        true => SizeHint::with_exact(left),
+                        false => SizeHint::new(),
+                    };
+                    pieces.push(Bytes::copy_from_slice(piece), &hint);
+                }
+                assert_eq!(pieces.len(), size as u64);
+                assert!(pieces.into_bytes() == sent, "{size} {announced}");
+            }
+        }
     }
 
     #[test]

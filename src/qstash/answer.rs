@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use reqwest::header::{DATE, HeaderMap, LOCATION, RETRY_AFTER};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::clock::Timestamp;
 
@@ -270,35 +270,49 @@ fn read_message(answer: &Value) -> Outcome {
     };
     let messages: Vec<&Value> =
         group.map_or_else(|| vec![answer], |messages| messages.iter().collect());
-    let error = |message: &Value| message.get("error").and_then(Value::as_str).map(clip);
-    let accepted: Vec<&Value> = messages
-        .iter()
-        .copied()
-        .filter(|message| error(message).is_none())
-        .collect();
-    if let (true, Some(words)) = (
-        accepted.is_empty(),
-        messages.iter().find_map(|message| error(message)),
-    ) {
+    let (mut accepted, mut refused) = (Vec::new(), None);
+    for message in messages {
+        match Element::of(message) {
+            Some(Element::Accepted(message)) => accepted.push(message),
+            Some(Element::Refused(words)) => refused = refused.or(Some(words)),
+            None => {
+                let text = clip(&message.to_string());
+                return Outcome::unreachable(format!("the answer is not QStash's: {text}"));
+            }
+        }
+    }
+    // With some endpoints refused and others not, a repeat would reach the others twice.
+    if let (true, Some(words)) = (accepted.is_empty(), refused) {
         let reason = format!("QStash refused it in a batch: {words}");
         return read_refusal(&words, reason);
     }
-    // With some endpoints refused and others not, a repeat would reach the others twice.
-    let id = |message: &Value| {
-        message
-            .get("messageId")
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-    };
-    let is_duplicate = |message: &&Value| {
+    let id = |message: &&Map<String, Value>| Some(message.get("messageId")?.as_str()?.to_owned());
+    let is_duplicate = |message: &&Map<String, Value>| {
         message
             .get("deduplicated")
             .and_then(Value::as_bool)
             .unwrap_or(false)
     };
     Outcome::Accepted {
-        message_ids: accepted.iter().filter_map(|message| id(message)).collect(),
+        message_ids: accepted.iter().filter_map(id).collect(),
         duplicate: accepted.iter().any(is_duplicate),
+    }
+}
+
+/// What an answer says of one message.
+enum Element<'a> {
+    Accepted(&'a Map<String, Value>),
+    Refused(String),
+}
+
+impl<'a> Element<'a> {
+    /// `None`: nothing that QStash says.
+    fn of(value: &'a Value) -> Option<Self> {
+        let object = value.as_object()?;
+        match object.get("error") {
+            None | Some(Value::Null) => Some(Self::Accepted(object)),
+            Some(error) => error.as_str().map(|words| Self::Refused(clip(words))),
+        }
     }
 }
 

@@ -16,9 +16,9 @@ use reqwest::{Response, Url};
 use super::answer::{Answer, BatchOutcome, Outcome};
 use super::message::Message;
 use super::token::Token;
-use super::{Api, Settings, tls};
+use super::{Api, BaseUrl, Settings, tls};
 use crate::clock;
-use crate::destination::Target;
+use crate::destination::{DeliveryOptions, Target};
 
 /// A host that does not even complete a handshake in this time is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -59,22 +59,7 @@ pub struct ClientError(#[from] reqwest::Error);
 impl Client {
     /// Sets up a client; nothing is sent yet.
     pub fn new(settings: Settings) -> Result<Self, ClientError> {
-        Self::with_tls(settings, tls::client_config())
-    }
-
-    fn with_tls(settings: Settings, tls: rustls::ClientConfig) -> Result<Self, ClientError> {
-        let mut http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            // A redirect would carry the token to another host.
-            .redirect(Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(POOL_IDLE)
-            .user_agent(concat!("strapi-qstash/", env!("CARGO_PKG_VERSION")));
-        if settings.base.is_loopback() {
-            // HTTPS_PROXY is for the way out of the machine.
-            http = http.no_proxy();
-        }
-        let http = http.build()?;
+        let http = connections(&settings.base, tls::client_config(&settings.roots))?;
         let token = Token::new(settings.token.clone());
         Ok(Self {
             http,
@@ -141,11 +126,7 @@ impl Client {
         messages: &[Message<'_>],
         patience: Duration,
     ) -> BatchOutcome {
-        let items: Vec<_> = messages
-            .iter()
-            .map(|message| message.batch_item(&self.settings.options))
-            .collect();
-        let body = match serde_json::to_vec(&items) {
+        let body = match batch_body(messages, &self.settings.options) {
             Ok(body) => body,
             // Not text after all: split until the one that is not goes alone.
             Err(error) => {
@@ -281,6 +262,37 @@ impl Client {
     }
 }
 
+/// The body of a batch.
+pub(super) fn batch_body(
+    messages: &[Message<'_>],
+    defaults: &DeliveryOptions,
+) -> serde_json::Result<Vec<u8>> {
+    let items: Vec<_> = messages
+        .iter()
+        .map(|message| message.batch_item(defaults))
+        .collect();
+    serde_json::to_vec(&items)
+}
+
+/// What requests to QStash go through.
+pub(super) fn connections(
+    base: &BaseUrl,
+    tls: rustls::ClientConfig,
+) -> Result<reqwest::Client, ClientError> {
+    let mut http = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        // A redirect would carry the token to another host.
+        .redirect(Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(POOL_IDLE)
+        .user_agent(concat!("strapi-qstash/", env!("CARGO_PKG_VERSION")));
+    if base.is_loopback() {
+        // HTTPS_PROXY is for the way out of the machine.
+        http = http.no_proxy();
+    }
+    Ok(http.build()?)
+}
+
 fn read<'a>(response: &'a Response, body: &'a [u8]) -> Answer<'a> {
     Answer {
         status: response.status(),
@@ -292,7 +304,7 @@ fn read<'a>(response: &'a Response, body: &'a [u8]) -> Answer<'a> {
 
 /// What happened, for a person: the kind of failure and its cause, without the layers
 /// between them.
-fn describe(error: &reqwest::Error) -> String {
+pub(super) fn describe(error: &reqwest::Error) -> String {
     let kind = match error {
         error if error.is_timeout() && error.is_connect() => "no connection in time",
         error if error.is_timeout() => "no answer in time",
@@ -324,13 +336,11 @@ mod tests {
 
     use super::*;
     use crate::event::{EventId, Payload};
-    use crate::qstash::{BaseUrl, TokenSource};
+    use crate::qstash::{BaseUrl, ExtraRoots, TokenSource};
     use crate::secret::Secret;
 
     /// A server that speaks HTTP/2 only, behind a certificate of its own; counts connections.
-    async fn http2_server(
-        connections: Arc<AtomicUsize>,
-    ) -> (Settings, rustls::ClientConfig, TaskTracker) {
+    async fn http2_server(connections: Arc<AtomicUsize>) -> (Settings, ExtraRoots, TaskTracker) {
         let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key =
             rustls::pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
@@ -367,20 +377,14 @@ mod tests {
                 );
             }
         });
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(signed.cert.der().clone()).unwrap();
-        let mut trusting = rustls::ClientConfig::builder_with_provider(Arc::new(
-            rustls::crypto::ring::default_provider(),
-        ))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-        trusting.alpn_protocols = tls::client_config().alpn_protocols;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, tls::tests::pem(signed.cert.der())).unwrap();
+        let trusting = ExtraRoots::read(file.path()).unwrap();
         let settings = Settings {
             base: BaseUrl::parse(&base).unwrap(),
             api: Api::V2,
             token: TokenSource::Value(Secret::trimmed("t").unwrap()),
+            roots: ExtraRoots::default(),
             options: crate::destination::DeliveryOptions::default(),
         };
         (settings, trusting, tasks)
@@ -407,7 +411,11 @@ mod tests {
     async fn http_2_is_spoken_where_it_is_offered_over_one_connection() {
         let connections = Arc::new(AtomicUsize::new(0));
         let (settings, trusting, _tasks) = http2_server(Arc::clone(&connections)).await;
-        let client = Client::with_tls(settings, trusting).unwrap();
+        let client = Client::new(Settings {
+            roots: trusting,
+            ..settings
+        })
+        .unwrap();
         for _ in 0..5 {
             assert!(matches!(publish(&client).await, Outcome::Accepted { .. }));
         }

@@ -2,6 +2,7 @@
 //! how deliveries are signed. It publishes what it is given and reports what happened; it
 //! knows nothing of the buffer.
 
+mod account;
 mod answer;
 mod base_url;
 mod client;
@@ -12,10 +13,12 @@ mod token;
 
 use std::path::PathBuf;
 
+pub use self::account::{Account, AccountError, Endpoint, LogEntry, Quota, Seen, Topic};
 pub use self::answer::{BatchOutcome, Outcome};
 pub use self::base_url::{BaseUrl, BaseUrlError};
 pub use self::client::{Client, ClientError};
 pub use self::message::Message;
+pub use self::tls::{ExtraRoots, RootsError};
 use crate::destination::DeliveryOptions;
 use crate::secret::Secret;
 
@@ -28,6 +31,8 @@ pub struct Settings {
     pub api: Api,
     /// As whom.
     pub token: TokenSource,
+    /// Whom its certificate may be signed by, besides those whom browsers trust.
+    pub roots: ExtraRoots,
     /// Delivery options of all routes.
     pub options: DeliveryOptions,
 }
@@ -49,4 +54,30 @@ pub enum TokenSource {
     Value(Secret),
     /// A file that may change while the sidecar runs.
     File(PathBuf),
+}
+
+/// Both sides of [`Client::publish_batch`] without the network, for the benches.
+#[doc(hidden)]
+pub mod parts {
+    use reqwest::StatusCode;
+    use reqwest::header::HeaderMap;
+
+    use super::answer::Answer;
+    use super::{BatchOutcome, Message};
+    use crate::clock::Timestamp;
+    use crate::destination::DeliveryOptions;
+
+    pub fn batch_body(messages: &[Message<'_>]) -> Vec<u8> {
+        super::client::batch_body(messages, &DeliveryOptions::default()).unwrap_or_default()
+    }
+
+    pub fn read_batch(body: &[u8], count: usize) -> BatchOutcome {
+        let answer = Answer {
+            status: StatusCode::OK,
+            headers: &HeaderMap::new(),
+            body,
+            now: Timestamp::default(),
+        };
+        answer.to_batch(count)
+    }
 }

@@ -5,6 +5,31 @@
 //! signs with the current one; a receiver that also takes the next one goes on working
 //! while the keys are rotated.
 //! See <https://upstash.com/docs/qstash/features/security>.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use strapi_qstash::clock;
+//! use strapi_qstash::signature::{self, Keys, SignatureError};
+//!
+//! # let now = clock::now();
+//! # let header = signature::sign("sig_current", "https://example.com/hook", b"{}", now);
+//! # let body = b"{}";
+//! let keys = Keys { current: "sig_current".into(), next: "sig_next".into() };
+//! let (url, tolerance) = (Some("https://example.com/hook"), Duration::from_secs(5));
+//! // The bytes as they came in: JSON that was read and written anew has another digest.
+//! let claims = signature::verify(&keys, &header, body, url, clock::now(), tolerance)?;
+//! assert_eq!(claims.iss, "Upstash");
+//! # Ok::<_, SignatureError>(())
+//! ```
+//!
+//! It is as strict as Upstash's SDKs together: what either refuses is refused (a signature
+//! without `nbf` or `exp`, or made with another algorithm than HS256, as Python does). Only
+//! the tolerance is that of JavaScript, since Python's does not reach its JWT library.
+//!
+//! A signature says nothing about the headers beside it, and it can be shown again until it
+//! expires: whoever must not act twice remembers `Upstash-Message-Id` or the `Webhook-Id` that
+//! the sidecar gives each event.
 
 use std::fmt;
 use std::time::Duration;
@@ -27,7 +52,7 @@ pub const ISSUER: &str = "Upstash";
 /// How long a signature is valid.
 pub const VALIDITY: Duration = Duration::from_secs(300);
 
-/// The two signing keys of an account.
+/// The two signing keys of an account, from the QStash console. Its `Debug` shows neither.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Keys {
     /// The key that QStash signs with.
@@ -149,9 +174,19 @@ fn sign_claims(key: &str, claims: &Claims) -> String {
 }
 
 /// Checks a signature: made by one of `keys`, by Upstash, for this body, for `url` where
-/// that is given, and valid at `now` give or take `tolerance`.
+/// that is given, and valid at `now` give or take `tolerance` (in whole seconds).
 ///
-/// Keys and digests are compared in constant time. An empty key never verifies anything.
+/// `signature` is the value of the header [`HEADER`], `body` what came with it, byte for byte,
+/// and `url` the endpoint's URL exactly as the publisher gave it: without it, a signature made
+/// for another endpoint of the same account is accepted.
+///
+/// Codes and digests are compared in constant time, and nothing in the token is believed
+/// before its code is. An empty key never verifies anything.
+///
+/// # Errors
+///
+/// The first thing that is wrong, in this order: the form, the algorithm, the key, the issuer,
+/// the time, the URL, the body.
 pub fn verify(
     keys: &Keys,
     signature: &str,

@@ -2,9 +2,13 @@
 //! process; [`Process`]: the sidecar as a process of its own, to be killed. And a client that
 //! sends bytes as they are.
 
+mod client;
+pub(crate) mod command;
+pub(crate) mod fixtures;
+mod process;
+mod sink;
+
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,11 +20,14 @@ use strapi_qstash::dev_server::{
 use strapi_qstash::sidecar::Sidecar;
 use strapi_qstash::sockets::{Inherited, Sockets};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+pub(crate) use client::{Answer, Client};
+pub(crate) use command::{Said, run_on};
+pub(crate) use process::{Process, binary};
+pub(crate) use sink::{Ledger, Sink};
 
 /// Longer than anything here takes, even on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
@@ -186,7 +193,7 @@ impl TestApp {
     pub(crate) async fn admin(&self, path: &str) -> Answer {
         let mut client = Client::connect(self.sidecar.admin_address().unwrap()).await;
         client
-            .send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())
             .await
     }
 
@@ -246,10 +253,21 @@ pub(crate) fn update(n: usize) -> String {
 
 /// The number of an [`update`].
 pub(crate) fn number(body: &[u8]) -> usize {
-    serde_json::from_slice::<serde_json::Value>(body).unwrap()["entry"]["n"]
-        .as_u64()
-        .and_then(|n| n.try_into().ok())
-        .unwrap()
+    try_number(body).unwrap()
+}
+
+/// The number of what may be an [`update`].
+pub(crate) fn try_number(body: &[u8]) -> Option<usize> {
+    #[derive(serde::Deserialize)]
+    struct Update {
+        entry: Entry,
+    }
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        n: usize,
+    }
+    let update: Update = serde_json::from_slice(body).ok()?;
+    Some(update.entry.n)
 }
 
 /// Every number once, and those of each document in order.
@@ -287,224 +305,4 @@ pub(crate) async fn wait_until(timeout: Duration, condition: impl Fn() -> bool) 
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     true
-}
-
-/// A connection that sends bytes as they are.
-pub(crate) struct Client {
-    stream: BufReader<TcpStream>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: String,
-}
-
-impl Answer {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
-    }
-}
-
-impl Client {
-    pub(crate) async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self {
-            stream: BufReader::new(stream),
-        }
-    }
-
-    pub(crate) async fn post(&mut self, path: &str, body: &str) -> Answer {
-        self.post_with(path, &["Content-Type: application/json"], body.as_bytes())
-            .await
-    }
-
-    pub(crate) async fn post_with(&mut self, path: &str, headers: &[&str], body: &[u8]) -> Answer {
-        self.try_post(path, headers, body).await.unwrap()
-    }
-
-    pub(crate) async fn try_post(
-        &mut self,
-        path: &str,
-        headers: &[&str],
-        body: &[u8],
-    ) -> std::io::Result<Answer> {
-        let mut request = format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n",
-            body.len()
-        );
-        for header in headers {
-            request.push_str(header);
-            request.push_str("\r\n");
-        }
-        request.push_str("\r\n");
-        let mut bytes = request.into_bytes();
-        bytes.extend_from_slice(body);
-        self.try_send(&bytes).await
-    }
-
-    pub(crate) async fn send(&mut self, request: &[u8]) -> Answer {
-        self.try_send(request).await.unwrap()
-    }
-
-    pub(crate) async fn try_send(&mut self, request: &[u8]) -> std::io::Result<Answer> {
-        self.stream.get_mut().write_all(request).await?;
-        tokio::time::timeout(LONG, self.read_answer()).await?
-    }
-
-    async fn read_answer(&mut self) -> std::io::Result<Answer> {
-        let closed = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
-        let mut line = String::new();
-        self.stream.read_line(&mut line).await?;
-        let status = line
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok())
-            .ok_or_else(closed)?;
-        let mut headers = Vec::new();
-        loop {
-            line.clear();
-            self.stream.read_line(&mut line).await?;
-            match line.trim_end().split_once(": ") {
-                Some((name, value)) => headers.push((name.to_lowercase(), value.to_owned())),
-                None => break,
-            }
-        }
-        let length = headers.iter().find(|(name, _)| name == "content-length");
-        let length = length.map_or(0, |(_, value)| value.parse().unwrap());
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).await?;
-        Ok(Answer {
-            status,
-            headers,
-            body: String::from_utf8(body).unwrap(),
-        })
-    }
-}
-
-/// The sidecar as a process.
-pub(crate) struct Process {
-    child: Child,
-    pub(crate) webhook: SocketAddr,
-    log: Arc<std::sync::Mutex<Vec<String>>>,
-}
-
-pub(crate) fn binary() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_strapi-qstash"))
-}
-
-impl Process {
-    /// Starts it on the buffer in `dir`, and waits until it takes webhooks.
-    pub(crate) async fn start(
-        dir: &TempDir,
-        qstash: &QStash,
-        listen: Option<SocketAddr>,
-        flags: &[&str],
-    ) -> Self {
-        let listen = listen.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
-        let mut command = Self::command(dir, qstash, &["--listen", &listen]);
-        command.args(flags);
-        Self::spawn(command).await
-    }
-
-    pub(crate) fn command(dir: &TempDir, qstash: &QStash, flags: &[&str]) -> Command {
-        let mut command = Command::new(binary());
-        command
-            .args([
-                "--admin-listen",
-                "127.0.0.1:0",
-                "--topic",
-                "news",
-                "--log-format",
-                "json",
-            ])
-            .args([
-                "--data-dir",
-                dir.path().to_str().unwrap(),
-                "--qstash-url",
-                &qstash.server.url(),
-            ])
-            .args(flags)
-            .env("QSTASH_TOKEN", DEVELOPMENT_TOKEN);
-        command
-    }
-
-    pub(crate) async fn spawn(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let log = Arc::new(std::sync::Mutex::new(Vec::new()));
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let kept = Arc::clone(&log);
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                kept.lock().unwrap().push(line);
-            }
-        });
-        let mut process = Self {
-            child,
-            webhook: "127.0.0.1:0".parse().unwrap(),
-            log,
-        };
-        assert!(
-            wait_until(LONG, || process.address().is_some()).await,
-            "it did not start: {}",
-            process.log()
-        );
-        process.webhook = process.address().unwrap();
-        process
-    }
-
-    fn address(&self) -> Option<SocketAddr> {
-        let log = self.log.lock().unwrap();
-        let line = log
-            .iter()
-            .find_map(|line| line.split_once("Webhooks go to http://"))?;
-        line.1.split('/').next()?.parse().ok()
-    }
-
-    /// The process ids that wrote a line with this text, in order.
-    pub(crate) fn pids(&self, text: &str) -> Vec<u32> {
-        let log = self.log.lock().unwrap();
-        let lines = log.iter().filter(|line| line.contains(text));
-        let json = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        json.filter_map(|line| line["pid"].as_u64()?.try_into().ok())
-            .collect()
-    }
-
-    /// `kill -9`.
-    pub(crate) async fn kill(mut self) {
-        self.child.kill().await.unwrap();
-    }
-
-    pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.id().unwrap().to_string();
-        assert!(
-            std::process::Command::new("kill")
-                .args(["-s", signal, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-
-    pub(crate) async fn exit_code(&mut self) -> Option<i32> {
-        tokio::time::timeout(LONG, self.child.wait())
-            .await
-            .unwrap()
-            .unwrap()
-            .code()
-    }
-
-    pub(crate) fn log(&self) -> String {
-        self.log.lock().unwrap().join("\n")
-    }
 }

@@ -1,23 +1,6 @@
 use std::time::Duration;
 
-use crate::harness::{Client, LONG, TestApp};
-
-/// A captured request: its headers and body, with the path of the sidecar.
-fn captured(name: &str) -> (Vec<u8>, Vec<u8>) {
-    let path = format!(
-        "{}/tests/fixtures/strapi/{name}",
-        env!("CARGO_MANIFEST_DIR")
-    );
-    let request = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let line_end = request.windows(2).position(|two| two == b"\r\n").unwrap();
-    let head_end = request
-        .windows(4)
-        .position(|four| four == b"\r\n\r\n")
-        .unwrap();
-    let mut sent = b"POST /webhook HTTP/1.1".to_vec();
-    sent.extend_from_slice(&request[line_end..]);
-    (sent, request[head_end + 4..].to_vec())
-}
+use crate::harness::{Client, LONG, TestApp, fixtures};
 
 #[tokio::test]
 async fn every_captured_webhook_arrives_byte_for_byte() {
@@ -26,18 +9,10 @@ async fn every_captured_webhook_arrives_byte_for_byte() {
         .start()
         .await;
     let lax = TestApp::start().await;
-    let mut names: Vec<String> = std::fs::read_dir(format!(
-        "{}/tests/fixtures/strapi",
-        env!("CARGO_MANIFEST_DIR")
-    ))
-    .unwrap()
-    .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-    .filter(|name| name.ends_with(".http"))
-    .collect();
-    names.sort();
+    let names = fixtures::names();
     assert!(names.len() >= 17, "{names:?}");
     for (at, name) in names.iter().enumerate() {
-        let (request, body) = captured(name);
+        let (request, body) = fixtures::captured(name);
         // One was captured with another secret.
         let app = if name == "entry.publish.null-entry.http" {
             &lax

@@ -37,6 +37,8 @@ fn every_mistake_is_reported_in_one_run_with_its_flag() {
         "qstash.upstash.io",
         "--qstash-api",
         "v3",
+        "--ca-file",
+        "/nowhere/ca.pem",
         "--route",
         "news",
         "--route",
@@ -62,6 +64,7 @@ fn every_mistake_is_reported_in_one_run_with_its_flag() {
         "QSTASH_TOKEN",
         "--qstash-url",
         "--qstash-api",
+        "--ca-file",
         "--retries",
         "--delay",
         "--log-format",
@@ -114,6 +117,8 @@ fn wrong_usage_is_2_and_help_is_0() {
         &["serve", "--help"],
         &["dev", "--help"],
         &["strapi-bootstrap", "--help"],
+        &["healthcheck", "--help"],
+        &["verify", "--help"],
         &["--version"],
     ] {
         assert_eq!(run(args).status.code(), Some(0), "{args:?}");
@@ -142,6 +147,7 @@ fn help_shows_every_flag_and_no_secret() {
         "qstash-token-file",
         "qstash-url",
         "qstash-api",
+        "ca-file",
         "topic",
         "route",
         "retries",
@@ -346,4 +352,63 @@ fn strapi_bootstrap_prints_the_file_and_nothing_else() {
     let output = run(&["strapi-bootstrap", "--listen", "nowhere"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).starts_with("--listen: "));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn healthcheck_tells_by_its_exit_code_and_says_why() {
+    let qstash = QStash::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start(&dir, &qstash, None, &[]).await;
+    let admin = process.admin_address().await.to_string();
+    let ask = |admin: &str| run(&["healthcheck", "--admin-listen", admin]);
+    let well = ask(&admin);
+    assert_eq!(
+        (well.status.code(), text(&well.stdout)),
+        (Some(0), "ready\n".into())
+    );
+    let alive = run(&["healthcheck", "--live", "--admin-listen", &admin]);
+    assert_eq!(
+        (alive.status.code(), text(&alive.stdout)),
+        (Some(0), "ok\n".into())
+    );
+
+    // Not the sidecar, but something that answers.
+    let wrong = ask(&qstash.server.url().replace("http://", ""));
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong.stderr).contains("answered 4"), "{wrong:?}");
+
+    process.kill().await;
+    let dead = ask(&admin);
+    assert_eq!(dead.status.code(), Some(1));
+    assert!(
+        text(&dead.stderr).contains(&format!("no answer from http://{admin}/readyz")),
+        "{dead:?}"
+    );
+    assert_eq!(ask("here").status.code(), Some(2));
+}
+
+#[test]
+fn completions_know_every_command_and_the_man_page_every_flag() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        let printed = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        for word in ["events", "topics", "check", "replay", "qstash-token-file"] {
+            assert!(printed.contains(word), "{shell} {word}");
+        }
+    }
+    let output = run(&["completions", "cmd"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("zsh"));
+
+    let page = text(&run(&["man"]).stdout);
+    assert!(page.starts_with(".ie") || page.starts_with(".TH") || page.contains(".TH "));
+    for flag in ["buffer\\-max", "keep\\-delivered", "admin\\-listen"] {
+        assert!(page.contains(flag), "{flag} in\n{page}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("man");
+    let output = run(&["man", "--out", out.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(out.join("strapi-qstash-events-show.1").is_file());
 }

@@ -30,13 +30,26 @@ mod dev;
 mod docs;
 /// The way down, under load.
 mod drain;
+/// `events`: where is my webhook?
+mod events;
 /// The buffer at its limit.
 mod full;
 #[path = "../harness/mod.rs"]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "shared with the other tests, which use the rest"
+)]
 mod harness;
+/// `check` and `topics`.
+mod operate;
 /// QStash away, refusing or limiting.
 mod outage;
 /// Restarts while events come: by successor, by supervisor, by socket activation.
 mod restart;
+/// What Upstash's SDKs say about signatures, and what we say.
+mod signature;
 /// Strapi's Trigger button.
 mod trigger;
+/// The receiving end: `verify` before an API.
+mod verify;

@@ -87,3 +87,17 @@ pub(super) fn sync_folder(path: &Path) -> Result<()> {
         .filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
+
+/// Reads all of a file and its log. SQLite says "corrupt" of a disk that cannot be read, too;
+/// what is on it may be in order.
+pub(in crate::buffer) fn try_reading(path: &Path) -> Result<()> {
+    let mut sink = std::io::sink();
+    for path in [path, &beside(path, "-wal")] {
+        match File::open(path) {
+            Ok(mut file) => std::io::copy(&mut file, &mut sink).map(|_| ())?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -6,9 +6,12 @@
 //! `NORMAL` would lose acknowledged events when the power goes.
 
 mod files;
+mod list;
+pub(super) mod log;
 mod payload;
 mod read;
 mod rescue;
+mod step;
 mod write;
 
 use std::io::ErrorKind;
@@ -23,14 +26,16 @@ use rusqlite::{
 };
 
 use self::files::Files;
+pub(super) use self::files::try_reading;
 pub(super) use self::read::Reader;
 pub(super) use self::rescue::{Rescued, rescue, settle_rescue};
 use self::write::{add_tally, append, discard, read_tally, remove, replay, settle};
 use super::{Change, LockError, NewEvent, Seq, Settlement, Tally};
 use crate::clock::Timestamp;
 
-/// `PRAGMA user_version` of this format. A file with another one is not opened.
-const FORMAT: i32 = 2;
+/// `PRAGMA user_version` of this format, one number for the whole schema: it grows by one with
+/// each change of `schema.sql`. A file with another one is not opened.
+const FORMAT: i32 = 3;
 /// `PRAGMA application_id`: `SqsB`, so that `file` and people can tell what it is.
 const APPLICATION_ID: i32 = 0x5371_7342;
 /// The best of 4, 8 and 16 KiB for events of 2 KB with the checkpoint off the ack path.
@@ -156,6 +161,7 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(StoreError::Io(error)),
         }
+        refuse_other_programs(path)?;
         let mut db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         // Both must be set before the first page is written.
         db.pragma_update(None, "page_size", PAGE_SIZE)?;
@@ -378,6 +384,23 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     let db = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
     Ok(db)
+}
+
+/// Looks before anything is written: to open a database for writing may change it.
+fn refuse_other_programs(path: &Path) -> Result<(), StoreError> {
+    let db = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let looked = || {
+        let application: i32 = pragma(&db, "application_id")?;
+        let count = "SELECT count(*) FROM sqlite_schema";
+        let tables: i64 = db.query_row(count, [], |row| row.get(0))?;
+        Ok::<_, StoreError>((application, tables))
+    };
+    match looked() {
+        Ok((APPLICATION_ID, _) | (0, 0)) => Ok(()),
+        Ok(_) | Err(StoreError::NotABuffer) => Err(StoreError::NotABuffer),
+        // Such as a log or a journal that must be written to be read: whoever writes will tell.
+        Err(_) => Ok(()),
+    }
 }
 
 fn prepare_format(db: &mut Connection) -> Result<(), StoreError> {

@@ -1,19 +1,21 @@
 //! The reading side.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Row, params};
 
-use super::{StoreError, connect, payload};
-use crate::buffer::{Address, Found, Pending, Seq, StoredPayload};
+use super::{APPLICATION_ID, FORMAT, StoreError, connect, payload, pragma, read_tally};
+use crate::buffer::{Address, Found, Pending, Seq, StoredPayload, Tally};
 use crate::clock::Timestamp;
 use crate::event::{Document, EventId, Facts};
 
 /// The reading side. Each read is short and limited: a reader that holds its snapshot
 /// keeps the log from being begun anew, and it grows by a gigabyte in seconds.
 pub(in crate::buffer) struct Reader {
-    db: Connection,
+    pub(super) db: Connection,
 }
 
 impl Reader {
@@ -21,6 +23,41 @@ impl Reader {
         let db = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         db.pragma_update(None, "cache_size", -1024)?;
         Ok(Self { db })
+    }
+
+    /// Of a file that nobody has open: as it lies, without the log that SQLite would make to
+    /// read it. What is read while somebody opens it may make no sense.
+    pub(in crate::buffer) fn open_at_rest(path: &Path) -> Result<Self, StoreError> {
+        let mut uri = b"file://".to_vec();
+        for byte in std::path::absolute(path)
+            .map_err(StoreError::Io)?
+            .as_os_str()
+            .as_bytes()
+        {
+            match byte {
+                b'%' | b'?' | b'#' => uri.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+                byte => uri.push(*byte),
+            }
+        }
+        uri.extend_from_slice(b"?immutable=1");
+        let access = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        let db = connect(Path::new(OsStr::from_bytes(&uri)), access)?;
+        Ok(Self { db })
+    }
+
+    /// Whether this version can read the file.
+    pub(in crate::buffer) fn check_format(&self) -> Result<(), StoreError> {
+        let application: i32 = pragma(&self.db, "application_id")?;
+        match (application, pragma(&self.db, "user_version")?) {
+            (APPLICATION_ID, FORMAT) => Ok(()),
+            (APPLICATION_ID, found) => Err(StoreError::Format { found }),
+            _ => Err(StoreError::NotABuffer),
+        }
+    }
+
+    /// How many events are in each state.
+    pub(in crate::buffer) fn tally(&self) -> Result<Tally, StoreError> {
+        read_tally(&self.db)
     }
 
     /// Pending events after `after`, in order of arrival, without those for a destination
@@ -89,7 +126,7 @@ impl Reader {
             .optional()?)
     }
 
-    fn statement(&self, sql: &str) -> Result<CachedStatement<'_>, StoreError> {
+    pub(super) fn statement(&self, sql: &str) -> Result<CachedStatement<'_>, StoreError> {
         Ok(self.db.prepare_cached(sql)?)
     }
 }
@@ -124,7 +161,7 @@ fn pending_row(row: &Row<'_>) -> rusqlite::Result<Pending> {
 
 /// From kind, model, uid, document, is_document_id and locale, of which the first is in column
 /// `first`.
-fn facts(row: &Row<'_>, first: usize) -> rusqlite::Result<Facts> {
+pub(super) fn facts(row: &Row<'_>, first: usize) -> rusqlite::Result<Facts> {
     let is_document_id = row.get(first + 4)?;
     let locale = row.get(first + 5)?;
     Ok(Facts {

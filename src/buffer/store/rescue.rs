@@ -11,7 +11,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, params, params_from_iter};
 
 use super::{
-    DEAD, DELIVERED, PAGE_SIZE, PENDING, Store, StoreError, add_tally, connect, files, payload,
+    DEAD, DELIVERED, FORMAT, PAGE_SIZE, PENDING, Store, StoreError, add_tally, connect, files, log,
+    payload, pragma, step,
 };
 use crate::buffer::{Seq, Tally, beside};
 use crate::clock::Timestamp;
@@ -58,10 +59,22 @@ pub(in crate::buffer) fn rescue(
     let (carried, in_part) = match open {
         Some(store) => carry_over(&store.db, &mut into, now)?,
         None => {
-            let from = read_only(path).or_else(|_unreadable| {
-                transplant(path, &new, &source)?;
+            let is_salvaged = log::salvage(path, &source).map_err(StoreError::Io)?;
+            let from = read_only(if is_salvaged { &source } else { path });
+            let from = from.or_else(|_unreadable| {
+                if !is_salvaged {
+                    copy_with_log(path, &source).map_err(StoreError::Io)?;
+                }
+                transplant(&new, &source).map_err(StoreError::Io)?;
                 read_only(&source)
             })?;
+            if is_salvaged {
+                // This file was never opened, so nobody has looked at that.
+                match pragma(&from, "user_version")? {
+                    FORMAT => {}
+                    found => return Err(StoreError::Format { found }),
+                }
+            }
             carry_over(&from, &mut into, now)?
         }
     };
@@ -146,36 +159,35 @@ fn read_only(path: &Path) -> Result<Connection, StoreError> {
     }
 }
 
-/// A copy of the file with the first page of a new one: that page says where the tables
-/// begin, which is the same in each buffer.
-fn transplant(path: &Path, new: &Path, copy: &Path) -> Result<(), StoreError> {
+fn copy_with_log(path: &Path, copy: &Path) -> std::io::Result<()> {
+    let log = beside(path, "-wal");
+    if log.exists() {
+        std::fs::copy(log, beside(copy, "-wal"))?;
+    }
+    std::fs::copy(path, copy).map(|_| ())
+}
+
+/// Gives the copy of a file the first page of a new one: that page says where the tables begin,
+/// which is the same in each buffer.
+fn transplant(new: &Path, copy: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
 
-    let whole = || {
-        let page_size = usize::try_from(PAGE_SIZE).unwrap_or(usize::MAX);
-        let mut page = std::fs::read(new)?;
-        page.resize(page_size, 0);
-        let log = beside(path, "-wal");
-        if log.exists() {
-            std::fs::copy(log, beside(copy, "-wal"))?;
+    let page_size = usize::try_from(PAGE_SIZE).unwrap_or(usize::MAX);
+    let mut page = std::fs::read(new)?;
+    page.resize(page_size, 0);
+    let copy = std::fs::OpenOptions::new().write(true).open(copy)?;
+    let pages = copy.metadata()?.len() / u64::from(PAGE_SIZE);
+    // <https://sqlite.org/fileformat2.html#the_database_header>: the number of pages, and
+    // no list of free ones, since where it begins is lost.
+    let mut field = |at: usize, value: u32| {
+        if let Some(field) = page.get_mut(at..at + 4) {
+            field.copy_from_slice(&value.to_be_bytes());
         }
-        let pages = std::fs::copy(path, copy)? / u64::from(PAGE_SIZE);
-        // <https://sqlite.org/fileformat2.html#the_database_header>: the number of pages, and
-        // no list of free ones, since where it begins is lost.
-        let mut field = |at: usize, value: u32| {
-            if let Some(field) = page.get_mut(at..at + 4) {
-                field.copy_from_slice(&value.to_be_bytes());
-            }
-        };
-        field(28, u32::try_from(pages).unwrap_or(u32::MAX));
-        field(32, 0);
-        field(36, 0);
-        std::fs::OpenOptions::new()
-            .write(true)
-            .open(copy)?
-            .write_all_at(&page, 0)
     };
-    whole().map_err(StoreError::Io)
+    field(28, u32::try_from(pages).unwrap_or(u32::MAX));
+    field(32, 0);
+    field(36, 0);
+    copy.write_all_at(&page, 0)
 }
 
 /// How many events were carried over whole, and how many in part.
@@ -186,19 +198,21 @@ fn carry_over(
 ) -> Result<(u64, u64), StoreError> {
     let last = last_seq(from);
     let (mut carried, mut in_part, mut highest) = (0, 0, 0);
+    from.execute_batch("BEGIN")?; // one look at it, and fewer locks
     let columns: Vec<&str> = COLUMNS.split_whitespace().collect();
     let select = format!("SELECT seq, {} FROM event", columns.join(", "));
     let read = |row: &Row<'_>| {
         let values = (1..=columns.len()).map(|at| row.get::<_, Value>(at));
         Ok((row.get(0)?, values.collect::<Result<Vec<_>, _>>()?))
     };
-    walk(from, &select, last, read, |rows| {
+    walk(from, &select, read, |rows| {
         let tx = into.db.transaction()?;
         let mut change = Tally::default();
         for (seq, values) in rows {
             let whole = payload::copy(from, &tx, Seq(seq))?;
             if insert(&tx, seq, values, &columns, whole, now, &mut change)? {
                 *(if whole { &mut carried } else { &mut in_part }) += 1;
+                step::copy(from, &tx, Seq(seq))?;
                 highest = highest.max(seq);
             } else {
                 payload::delete(&tx, Seq(seq))?;
@@ -208,7 +222,7 @@ fn carry_over(
         Ok(tx.commit()?)
     })?;
     let read = |row: &Row<'_>| Ok((row.get(0)?, ()));
-    walk(from, "SELECT seq FROM payload", last, read, |rows| {
+    walk(from, "SELECT seq FROM payload", read, |rows| {
         let tx = into.db.transaction()?;
         let mut change = Tally::default();
         for (seq, ()) in rows {
@@ -226,6 +240,7 @@ fn carry_over(
         add_tally(&tx, change)?;
         Ok(tx.commit()?)
     })?;
+    from.execute_batch("COMMIT").ok(); // damage may have ended it
     let next = highest.max(last) + GAP;
     into.db.execute("DELETE FROM sqlite_sequence", [])?;
     into.db.execute(
@@ -235,7 +250,7 @@ fn carry_over(
     Ok((carried, in_part))
 }
 
-const COLUMNS: &str = "state id received_at kind model uid document is_document_id locale destination \
+const COLUMNS: &str = "state id received_at stored_at kind model uid document is_document_id locale destination \
                        options size is_text attempts replays due_at settled_at message_ids reason";
 
 /// `false`: the row is no event.
@@ -294,9 +309,9 @@ fn insert_orphan(tx: &Transaction<'_>, seq: Seq, now: Timestamp) -> Result<(), S
         kind => kind,
     };
     tx.prepare_cached(
-        "INSERT INTO event (seq, id, received_at, state, kind, model, uid, is_document_id, options, size, is_text,
+        "INSERT INTO event (seq, id, received_at, stored_at, state, kind, model, uid, is_document_id, options, size, is_text,
                             attempts, due_at, settled_at, reason)
-         VALUES (?1, ?2, ?3, 2, ?4, ?5, ?6, 0, '', ?7, 0, 0, ?3, ?3, ?8)",
+         VALUES (?1, ?2, ?3, ?3, 2, ?4, ?5, ?6, 0, '', ?7, 0, 0, ?3, ?3, ?8)",
     )?
     .execute(params![
         seq.0,
@@ -316,43 +331,32 @@ fn insert_orphan(tx: &Transaction<'_>, seq: Seq, now: Timestamp) -> Result<(), S
 fn walk<T>(
     from: &Connection,
     select: &str,
-    last: i64,
     read: impl Fn(&Row<'_>) -> rusqlite::Result<(i64, T)>,
     mut each: impl FnMut(Vec<(i64, T)>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let (after, at) = (
-        format!("{select} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
-        format!("{select} WHERE seq = ?1"),
-    );
+    let range = format!("{select} WHERE seq > ?1 ORDER BY seq LIMIT ?2");
+    let one = format!("{select} WHERE seq = ?1");
     let mut seen = 0;
+    let mut known = None;
     loop {
-        let (mut rows, mut is_damaged) = (Vec::new(), false);
-        match from.prepare_cached(&after) {
-            Ok(mut statement) => match statement.query_map(params![seen, ROWS], &read) {
-                Ok(found) => {
-                    for row in found {
-                        match row {
-                            Ok(row) => rows.push(row),
-                            Err(_) => is_damaged = true,
-                        }
-                        if is_damaged {
-                            break;
-                        }
-                    }
-                }
-                Err(_) => is_damaged = true,
-            },
-            Err(_) => is_damaged = true,
-        }
-        seen = rows.last().map_or(seen, |(seq, _)| *seq);
-        if is_damaged {
-            let next = (seen + 1..=last).find_map(|seq| {
-                let row = from
-                    .prepare_cached(&at)
-                    .and_then(|mut row| row.query_row([seq], &read));
-                row.ok()
+        let (mut rows, mut failed) = readable(from, &range, params![seen, ROWS], &read);
+        // A page that is older than those around it may have rows in it that are elsewhere by
+        // now: SQLite gives them as they lie.
+        let (found, before) = (rows.len(), seen);
+        rows.retain(|(seq, _)| {
+            let is_new = *seq > seen;
+            seen = seen.max(*seq);
+            is_new
+        });
+        failed |= found > 0 && seen == before;
+        if failed {
+            let known: &Vec<i64> = known.get_or_insert_with(|| known_seqs(from));
+            let behind = known.partition_point(|seq| *seq <= seen);
+            let next = known.iter().skip(behind).find_map(|seq| {
+                let mut row = from.prepare_cached(&one).ok()?;
+                row.query_row([seq], &read).ok()
             });
-            seen = next.as_ref().map_or(last, |(seq, _)| *seq);
+            seen = next.as_ref().map_or(i64::MAX, |(seq, _)| *seq);
             rows.extend(next);
         }
         if rows.is_empty() {
@@ -360,6 +364,41 @@ fn walk<T>(
         }
         each(rows)?;
     }
+}
+
+/// The rows up to the first that cannot be read, and whether there was such a one.
+fn readable<T>(
+    from: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> (Vec<T>, bool) {
+    let mut rows = Vec::new();
+    let all = || {
+        for row in from.prepare_cached(sql)?.query_map(parameters, read)? {
+            rows.push(row?);
+        }
+        Ok::<_, rusqlite::Error>(())
+    };
+    let failed = { all }().is_err();
+    (rows, failed)
+}
+
+/// The numbers of all events, from wherever they can be read: each stands in several places.
+fn known_seqs(from: &Connection) -> Vec<i64> {
+    let mut seqs: Vec<i64> = [
+        "SELECT seq FROM payload",
+        "SELECT seq FROM event INDEXED BY sqlite_autoindex_event_1 WHERE id > x''",
+        "SELECT seq FROM event INDEXED BY event_pending WHERE state = 0",
+        "SELECT seq FROM event INDEXED BY event_dead WHERE state = 2",
+        "SELECT seq FROM event INDEXED BY event_delivered WHERE state = 1",
+    ]
+    .iter()
+    .flat_map(|sql| readable(from, sql, [], |row| row.get(0)).0)
+    .collect();
+    seqs.sort_unstable();
+    seqs.dedup();
+    seqs
 }
 
 /// The highest number that may have been given; 0 where that cannot be read.

@@ -1,4 +1,4 @@
--- Format 2 of the buffer. What is listed and updated (event) lies apart from the bytes
+-- Format 3 of the buffer. What is listed and updated (event) lies apart from the bytes
 -- (payload, piece), so that settling an event never rewrites its body.
 
 CREATE TABLE event (
@@ -6,6 +6,7 @@ CREATE TABLE event (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,
     id          BLOB    NOT NULL UNIQUE,     -- UUID v7, 16 bytes
     received_at INTEGER NOT NULL,            -- all times: ms since 1970, UTC
+    stored_at   INTEGER NOT NULL,            -- when its commit began
     state       INTEGER NOT NULL,            -- 0 pending, 1 delivered, 2 dead
     kind        TEXT    NOT NULL,
     model       TEXT,
@@ -42,6 +43,17 @@ CREATE TABLE piece (
     place INTEGER PRIMARY KEY,               -- seq << 16 | number
     bytes BLOB    NOT NULL,
     crc   INTEGER NOT NULL
+);
+
+-- What an event went through before the state that its row tells: for people, never read on
+-- the way of an event. At most 16 rows an event, and none for one that passed at once.
+CREATE TABLE step (
+    place    INTEGER PRIMARY KEY,            -- seq << 16 | number
+    what     INTEGER NOT NULL,               -- 0 attempt failed, 1 delivered, 2 dead, 3 replayed
+    first_at INTEGER NOT NULL,
+    last_at  INTEGER NOT NULL,
+    count    INTEGER NOT NULL,               -- so many in a row, with the same words
+    words    TEXT    NOT NULL                -- why it failed, or QStash's message ids
 );
 
 -- How many events are in each state, kept in the transaction that moves them: counting a

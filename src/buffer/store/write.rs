@@ -2,8 +2,8 @@
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use super::{DEAD, DELIVERED, PENDING, StoreError, payload};
-use crate::buffer::{Address, Fate, NewEvent, Seq, Settlement, Tally, Verdict};
+use super::{DEAD, DELIVERED, PENDING, StoreError, payload, step};
+use crate::buffer::{Address, Fate, NewEvent, Seq, Settlement, StepKind, Tally, Verdict};
 use crate::clock::Timestamp;
 
 pub(super) fn append(
@@ -30,10 +30,12 @@ pub(super) fn append(
     let facts = &event.facts;
     let document = facts.document.as_ref();
     let settled_at = (state != PENDING).then_some(now.as_millis());
-    tx.prepare_cached(
+    // It may be there already: a commit whose fsync failed is tried once more.
+    let inserted = tx.prepare_cached(
         "INSERT INTO event (id, received_at, state, kind, model, uid, document, is_document_id, locale,
-                            destination, options, size, is_text, attempts, due_at, settled_at, message_ids, reason)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+                            destination, options, size, is_text, attempts, due_at, settled_at, message_ids, reason, stored_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+         ON CONFLICT (id) DO NOTHING",
     )?
     .execute(params![
         event.id.as_bytes(),
@@ -54,8 +56,19 @@ pub(super) fn append(
         settled_at,
         message_ids,
         reason,
+        now.as_millis(),
     ])?;
-    payload::insert(tx, Seq(tx.last_insert_rowid()), &event.payload)?;
+    if inserted == 0 {
+        return Ok(());
+    }
+    let seq = Seq(tx.last_insert_rowid());
+    payload::insert(tx, seq, &event.payload)?;
+    if let Fate::Pending {
+        failed: Some(reason),
+    } = fate
+    {
+        step::note(tx, seq, StepKind::Failed, now, reason)?;
+    }
     *change.of(state) += 1;
     Ok(())
 }
@@ -89,8 +102,10 @@ pub(super) fn settle(
             .execute(params![settlement.seq.0, now.as_millis(), reason, i64::from(*attempted)])?,
     };
     if changed == 1 {
-        match settlement.verdict {
-            Verdict::Postponed { .. } => {}
+        match &settlement.verdict {
+            Verdict::Postponed { reason, .. } => {
+                step::note(tx, settlement.seq, StepKind::Failed, now, reason)?;
+            }
             Verdict::Delivered { .. } => {
                 change.pending -= 1;
                 change.delivered += i64::from(keeps_history);
@@ -113,7 +128,7 @@ pub(super) fn replay(
 ) -> Result<u64, StoreError> {
     let mut count = 0;
     for (seq, address) in events {
-        let Some(state) = state_of(tx, *seq)?.filter(|state| *state != PENDING) else {
+        let Some((state, settled_at, words)) = settled(tx, *seq)? else {
             continue;
         };
         let changed = tx
@@ -131,6 +146,13 @@ pub(super) fn replay(
                 address.as_ref().map(|address| &address.options),
             ])?;
         if changed == 1 {
+            // The row tells the new life; what ended the old one goes on being known.
+            let ended = match state {
+                DELIVERED => StepKind::Delivered,
+                _ => StepKind::Dead,
+            };
+            step::note(tx, *seq, ended, settled_at, &words)?;
+            step::note(tx, *seq, StepKind::Replayed, now, "")?;
             *change.of(state) -= 1;
             change.pending += 1;
             count += 1;
@@ -155,6 +177,22 @@ pub(super) fn discard(
     Ok(count)
 }
 
+/// State, time and words of an event that is settled.
+fn settled(tx: &Transaction<'_>, seq: Seq) -> Result<Option<(i64, Timestamp, String)>, StoreError> {
+    let mut statement = tx.prepare_cached(
+        "SELECT state, ifnull(settled_at, received_at), ifnull(iif(state = 1, message_ids, reason), '')
+         FROM event WHERE seq = ?1 AND state <> 0",
+    )?;
+    let row = statement.query_row([seq.0], |row| {
+        Ok((
+            row.get(0)?,
+            Timestamp::from_millis(row.get(1)?),
+            row.get(2)?,
+        ))
+    });
+    Ok(row.optional()?)
+}
+
 fn state_of(tx: &Transaction<'_>, seq: Seq) -> Result<Option<i64>, StoreError> {
     let mut statement = tx.prepare_cached("SELECT state FROM event WHERE seq = ?1")?;
     Ok(statement.query_row([seq.0], |row| row.get(0)).optional()?)
@@ -177,6 +215,7 @@ fn remove_pending(tx: &Transaction<'_>, seq: Seq) -> Result<usize, StoreError> {
         .execute([seq.0])?;
     if removed == 1 {
         payload::delete(tx, seq)?;
+        step::delete(tx, seq)?;
     }
     Ok(removed)
 }
@@ -184,7 +223,8 @@ fn remove_pending(tx: &Transaction<'_>, seq: Seq) -> Result<usize, StoreError> {
 pub(super) fn remove(tx: &Transaction<'_>, seq: Seq) -> Result<(), StoreError> {
     tx.prepare_cached("DELETE FROM event WHERE seq = ?1")?
         .execute([seq.0])?;
-    payload::delete(tx, seq)
+    payload::delete(tx, seq)?;
+    step::delete(tx, seq)
 }
 
 pub(super) fn add_tally(tx: &Transaction<'_>, change: Tally) -> Result<Tally, StoreError> {

@@ -11,7 +11,7 @@ async fn damage(buffer: Buffer, dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     std::fs::write(&path, bytes).unwrap();
 }
 
-fn asides(dir: &Path) -> Vec<String> {
+pub(super) fn asides(dir: &Path) -> Vec<String> {
     let names = std::fs::read_dir(dir).unwrap();
     names
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -87,6 +87,31 @@ async fn of_a_damaged_file_all_is_carried_over_that_can_be_read() {
             "page {page}: none is gone without a trace"
         );
         append_at_last(&buffer, "new").await;
+    }
+}
+
+#[tokio::test]
+async fn a_rescue_ends_in_whatever_order_the_pages_lie() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    for n in 0..300 {
+        buffer
+            .append(pending(&n.to_string(), "news"))
+            .await
+            .unwrap();
+    }
+    buffer.close().await;
+    let path = dir.path().join("buffer.db");
+    let whole = std::fs::read(&path).unwrap();
+    let pages = whole.len() / PAGE;
+    for first in 1..pages - 1 {
+        let mut bytes = whole.clone();
+        let (left, right) = bytes.split_at_mut((first + 1) * PAGE);
+        left[first * PAGE..].swap_with_slice(&mut right[..PAGE]);
+        std::fs::write(&path, &bytes).unwrap();
+        let rescued = store::rescue(&path, None, clock::now()).unwrap();
+        let found = rescued.carried + rescued.in_part;
+        assert!((1..=300).contains(&found), "page {first}: {rescued:?}");
     }
 }
 

@@ -21,7 +21,7 @@ use crate::dev_server::{
     self, Catcher, CatcherSettings, DEVELOPMENT_CURRENT_KEY, DEVELOPMENT_NEXT_KEY,
     DEVELOPMENT_TOKEN, DevServer, Progress, Received,
 };
-use crate::event::Facts;
+use crate::event::{Facts, STRAPI_EVENTS};
 use crate::router::Routing;
 use crate::secret::Secret;
 use crate::sidecar::Sidecar;
@@ -29,20 +29,6 @@ use crate::sockets::{Inherited, Sockets};
 
 /// The URL group of a chain that was given no route.
 const GROUP: &str = "strapi";
-
-/// What Strapi emits: the groups that the routes give for these exist from the start.
-const KNOWN_EVENTS: [&str; 10] = [
-    "entry.create",
-    "entry.update",
-    "entry.delete",
-    "entry.publish",
-    "entry.unpublish",
-    "entry.draft-discard",
-    "media.create",
-    "media.update",
-    "media.delete",
-    "trigger-test",
-];
 
 /// How long the sample may take from end to end.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -356,7 +342,7 @@ fn sidecar_args(
 /// The groups that the routes give for what Strapi emits.
 fn groups(config: &Config) -> Vec<String> {
     let mut groups = Vec::new();
-    for kind in KNOWN_EVENTS {
+    for kind in STRAPI_EVENTS {
         for model in [None, Some("article")] {
             let facts = Facts {
                 kind: kind.to_owned(),

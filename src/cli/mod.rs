@@ -1,8 +1,17 @@
 //! What a person may type, and the help for it: clap types only. Values stay as typed;
 //! `config` checks them, so that every mistake is reported in one run.
 
+mod operate;
+mod receive;
+
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+
+pub use self::operate::{
+    ChangeArgs, ChangeTopicArgs, CheckArgs, EventsCommand, ExportArgs, FilterArgs, ListArgs,
+    ListTopicsArgs, ShowArgs, TopicsCommand,
+};
+pub use self::receive::VerifyArgs;
 
 /// Takes Strapi's webhooks on localhost, makes each one durable, and publishes it to QStash.
 #[derive(Debug, Parser)]
@@ -34,9 +43,29 @@ pub enum Command {
     /// Run everything on one machine, with no account and no network: the sidecar, a QStash
     /// development server, a catcher that plays the receiving API, and a page that shows it
     Dev(Box<DevArgs>),
+    /// Say what is wrong and how to mend it: token, region, URL groups, endpoints, routes, buffer,
+    /// disk, clock. It takes the flags of the sidecar; with --event it tells where an event goes
+    Check(Box<CheckArgs>),
+    /// QStash's URL groups (topics): list, create, add, remove
+    #[command(subcommand)]
+    Topics(TopicsCommand),
+    /// Where is my webhook? List, show, replay, discard and export events, of a running sidecar and
+    /// of a stopped one
+    #[command(subcommand)]
+    Events(EventsCommand),
     /// Print the code that registers the webhook where Strapi runs with NODE_ENV=production, since
     /// its admin panel refuses local addresses there: strapi-qstash strapi-bootstrap > src/index.js
     StrapiBootstrap(StrapiBootstrapArgs),
+    /// Stand before the receiving API: check that a delivery is QStash's, drop repeats, and pass
+    /// the rest on
+    Verify(Box<VerifyArgs>),
+    /// Ask the sidecar on this machine whether it can make events durable; the exit code tells.
+    /// For images without curl
+    Healthcheck(HealthcheckArgs),
+    /// Print completions for a shell: bash, elvish, fish, powershell or zsh
+    Completions(CompletionsArgs),
+    /// Print the man page
+    Man(ManArgs),
 }
 
 /// The flags of `serve`.
@@ -116,6 +145,15 @@ pub struct ServeArgs {
         help_heading = "QStash"
     )]
     pub qstash_api: Option<String>,
+    /// Certificates to trust besides the usual ones, as PEM: for a proxy that opens TLS, or a
+    /// server of your own
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "STRAPI_QSTASH_CA_FILE",
+        help_heading = "QStash"
+    )]
+    pub ca_file: Option<String>,
 
     /// Where events go that no route matches: a URL group's name, or what a route takes
     #[arg(
@@ -347,6 +385,33 @@ pub struct StrapiBootstrapArgs {
     pub listen: Vec<String>,
 }
 
+/// The flags of `healthcheck`.
+#[derive(Debug, Clone, Args)]
+pub struct HealthcheckArgs {
+    /// Ask only whether the process lives
+    #[arg(long)]
+    pub live: bool,
+    /// Where the sidecar has its admin address [default: 127.0.0.1:8788]
+    #[arg(long, value_name = "ADDR", env = "STRAPI_QSTASH_ADMIN_LISTEN")]
+    pub admin_listen: Option<String>,
+}
+
+/// The flags of `completions`.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: String,
+}
+
+/// The flags of `man`.
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// Write a page for each command into this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<String>,
+}
+
 impl ServeArgs {
     /// Whether a flag (`--topic`) was typed, and not set in the environment.
     pub fn is_typed(&self, flag: &str) -> bool {
@@ -355,25 +420,95 @@ impl ServeArgs {
 }
 
 impl Cli {
+    /// All that may be typed. The commands that operate a sidecar take each flag of `serve`, and
+    /// show those that matter to them.
+    pub fn build() -> clap::Command {
+        use operate::{OF_ADMIN, OF_BUFFER, OF_QSTASH, OF_ROUTING};
+        let topics = |topics: clap::Command| {
+            topics
+                .mut_subcommand("list", |list| show_only(list, &[OF_QSTASH]))
+                .mut_subcommand("create", |create| show_only(create, &[OF_QSTASH, OF_ADMIN]))
+                .mut_subcommand("add", |add| show_only(add, &[OF_QSTASH, OF_ADMIN]))
+                .mut_subcommand("remove", |remove| show_only(remove, &[OF_QSTASH, OF_ADMIN]))
+        };
+        let command = Self::command().mut_subcommand("topics", topics);
+        command.mut_subcommand("events", |events| {
+            events
+                .mut_subcommand("list", |list| show_only(list, &[OF_BUFFER]))
+                .mut_subcommand("show", |show| show_only(show, &[OF_BUFFER, OF_QSTASH]))
+                .mut_subcommand("replay", |replay| {
+                    show_only(replay, &[OF_BUFFER, OF_ADMIN, OF_ROUTING])
+                })
+                .mut_subcommand("discard", |discard| {
+                    show_only(discard, &[OF_BUFFER, OF_ADMIN])
+                })
+                .mut_subcommand("export", |export| show_only(export, &[OF_BUFFER]))
+        })
+    }
+
     /// Reads the command line and the environment. Ends the process for `--help`, `--version`
     /// and wrong usage (2).
     pub fn from_environment() -> Self {
-        let matches = Self::command().get_matches();
+        let matches = Self::build().get_matches();
         let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-        let (flags, serve) = match (&mut cli.command, matches.subcommand()) {
-            (Some(Command::Serve(args)), Some((_, matches))) => (matches, &mut **args),
-            (Some(Command::Dev(args)), Some((_, matches))) => (matches, &mut args.serve),
-            _ => (&matches, &mut cli.serve),
-        };
+        let mut flags = &matches;
+        while let Some((_, deeper)) = flags.subcommand() {
+            flags = deeper;
+        }
         let is_typed =
             |id: &&clap::Id| flags.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-        serve.typed = flags
+        let typed = flags
             .ids()
             .filter(is_typed)
             .map(|id| format!("--{}", id.as_str().replace('_', "-")))
             .collect();
+        if let Some(serve) = cli.serve_args() {
+            serve.typed = typed;
+        }
         cli
     }
+
+    fn serve_args(&mut self) -> Option<&mut ServeArgs> {
+        match &mut self.command {
+            None => Some(&mut self.serve),
+            Some(Command::Serve(args)) => Some(args),
+            Some(Command::Dev(args)) => Some(&mut args.serve),
+            Some(Command::Check(args)) => Some(&mut args.serve),
+            Some(Command::Topics(command)) => Some(match command {
+                TopicsCommand::List(args) => &mut args.serve,
+                TopicsCommand::Create(args)
+                | TopicsCommand::Add(args)
+                | TopicsCommand::Remove(args) => &mut args.serve,
+            }),
+            Some(Command::Events(command)) => Some(match command {
+                EventsCommand::List(args) => &mut args.serve,
+                EventsCommand::Show(args) => &mut args.serve,
+                EventsCommand::Replay(args) | EventsCommand::Discard(args) => &mut args.serve,
+                EventsCommand::Export(args) => &mut args.serve,
+            }),
+            Some(
+                Command::Verify(_)
+                | Command::Healthcheck(_)
+                | Command::StrapiBootstrap(_)
+                | Command::Completions(_)
+                | Command::Man(_),
+            ) => None,
+        }
+    }
+}
+
+/// Hides the flags of `serve` from a command's help but for these.
+fn show_only(command: clap::Command, shown: &[&[&str]]) -> clap::Command {
+    let of_serve = ServeArgs::augment_args(clap::Command::new("serve"));
+    let hidden: Vec<clap::Id> = of_serve
+        .get_arguments()
+        .map(|arg| arg.get_id().clone())
+        .filter(|id| !shown.iter().any(|group| group.contains(&id.as_str())))
+        .collect();
+    command.mut_args(|arg| match hidden.contains(arg.get_id()) {
+        true => arg.hide(true),
+        false => arg,
+    })
 }
 
 #[cfg(test)]
@@ -382,7 +517,7 @@ mod tests {
 
     #[test]
     fn serve_may_be_left_out() {
-        Cli::command().debug_assert();
+        Cli::build().debug_assert();
         let cli = Cli::try_parse_from([
             "strapi-qstash",
             "--topic",
@@ -403,22 +538,18 @@ mod tests {
 
     #[test]
     fn every_flag_has_a_line_of_help() {
-        for command in [
-            Cli::command(),
-            Cli::command().find_subcommand("dev").unwrap().clone(),
-            Cli::command()
-                .find_subcommand("strapi-bootstrap")
-                .unwrap()
-                .clone(),
-        ] {
+        fn check(command: &clap::Command) {
             for arg in command.get_arguments() {
                 assert!(
                     arg.get_help()
                         .is_some_and(|help| !help.to_string().is_empty()),
-                    "{}",
+                    "{} {}",
+                    command.get_name(),
                     arg.get_id()
                 );
             }
+            command.get_subcommands().for_each(check);
         }
+        check(&Cli::build());
     }
 }

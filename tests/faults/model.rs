@@ -1,7 +1,39 @@
+use std::cell::Cell;
+use std::path::Path;
+use std::time::Duration;
+
 use proptest::prelude::*;
 use proptest::sample::Index;
+use proptest::test_runner::TestRunner;
+use strapi_qstash::buffer::{
+    Address, Buffer, Change, Fate, NewEvent, Seq, Settings, Settlement, StoredBody, Tally, Verdict,
+};
+use strapi_qstash::clock;
+use strapi_qstash::event::{Event, EventId, Facts, Payload};
 
-use super::*;
+use crate::report::{Report, Scale};
+
+/// Sequences of up to sixty operations; one that fails is made as short as it can be.
+pub(crate) fn random_operations(scale: Scale) -> Report {
+    let (tries, accepted) = (Cell::new(0), Cell::new(0));
+    let config = ProptestConfig {
+        cases: scale.pick(24, 1000),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let steps = prop::collection::vec(step(), 1..60);
+    let held = TestRunner::new(config).run(&steps, |steps| {
+        tries.set(tries.get() + 1);
+        accepted.set(accepted.get() + crate::block_on(run(steps)));
+        Ok(())
+    });
+    Report {
+        tries: tries.get(),
+        accepted: accepted.get(),
+        wrong: held.err().iter().map(ToString::to_string).collect(),
+        ..Report::default()
+    }
+}
 
 const DESTINATIONS: [&str; 3] = ["news", "shop", "queue:q/news"];
 
@@ -108,11 +140,12 @@ async fn settle(buffer: &Buffer, seq: Seq, verdict: Verdict) {
         .unwrap();
 }
 
-async fn run(steps: Vec<Step>) {
+/// How many events were appended.
+async fn run(steps: Vec<Step>) -> usize {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(dir.path());
     let mut buffer = Buffer::open(&settings).unwrap();
-    let mut model = Model::default();
+    let (mut model, mut appended) = (Model::default(), 0);
     for (n, step) in steps.into_iter().enumerate() {
         match step {
             Step::Append {
@@ -132,6 +165,7 @@ async fn run(steps: Vec<Step>) {
                     body,
                 )
                 .await;
+                appended += 1;
             }
             Step::AppendDead => {
                 let body = format!("dead {n}");
@@ -144,6 +178,7 @@ async fn run(steps: Vec<Step>) {
                     ..pending(&body, "")
                 };
                 append(&buffer, &mut model, new, State::Dead, None, body).await;
+                appended += 1;
             }
             Step::Claim { after, held, limit } => {
                 let after = model.pick(&after).map_or(Seq::START, |known| known.seq);
@@ -234,7 +269,6 @@ async fn run(steps: Vec<Step>) {
                 while buffer.tally().delivered > 0 {
                     tokio::time::sleep(Duration::from_millis(1)).await; // it has to be past
                     buffer.tidy().await;
-                    buffer.settle(vec![]).await.unwrap();
                 }
                 buffer.close().await;
                 buffer = Buffer::open(&settings).unwrap();
@@ -265,6 +299,7 @@ async fn run(steps: Vec<Step>) {
         orphans, 0,
         "each event has its bytes, and no other bytes are there"
     );
+    appended
 }
 
 async fn append(
@@ -290,19 +325,33 @@ async fn append(
     });
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 24,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+fn settings(dir: &Path) -> Settings {
+    Settings {
+        path: dir.join("buffer.db"),
+        max_bytes: 1 << 30,
+        keep_delivered: Duration::from_secs(3600),
+        wait_for_lock: Duration::ZERO,
+    }
+}
 
-    #[test]
-    fn the_buffer_is_a_list_that_survives(steps in prop::collection::vec(step(), 1..60)) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(run(steps));
+fn pending(body: &str, destination: &str) -> NewEvent {
+    NewEvent {
+        event: Event {
+            id: EventId::new(),
+            received_at: clock::now(),
+            facts: Facts {
+                kind: "entry.publish".into(),
+                ..Facts::default()
+            },
+            payload: Payload {
+                headers: vec![("x-strapi-event".into(), "entry.publish".into())],
+                body: body.to_owned().into(),
+            },
+        },
+        address: Some(Address {
+            destination: destination.into(),
+            options: "retries=5".into(),
+        }),
+        fate: Fate::Pending { failed: None },
     }
 }

@@ -6,6 +6,9 @@
 //! something that an event does not have (media have no model) does not match that event:
 //! the next rule is tried.
 
+mod explain;
+
+pub use self::explain::{Reach, Ruling, Verdict};
 use crate::destination::{
     DeliveryOptions, Destination, DestinationError, OptionError, Target, decode, encode,
     is_name_char, is_url, split_queue,
@@ -111,14 +114,11 @@ impl Router {
 
     /// Where an event goes.
     pub fn route(&self, facts: &Facts) -> Routing {
-        for route in self.routes.iter().filter(|route| route.matches(facts)) {
-            match &route.action {
-                Action::Drop => return Routing::Drop,
-                Action::To(template) => {
-                    if let Some(destination) = template.fill(facts) {
-                        return Routing::To(destination);
-                    }
-                }
+        for route in &self.routes {
+            match route.judge(facts) {
+                Verdict::Drops => return Routing::Drop,
+                Verdict::Sends(destination) => return Routing::To(destination),
+                Verdict::OtherEvent | Verdict::OtherType | Verdict::Lacks(_) => {}
             }
         }
         let default = self
@@ -184,11 +184,6 @@ impl Route {
             uid: uid.map(str::to_owned),
             action,
         })
-    }
-
-    fn matches(&self, facts: &Facts) -> bool {
-        glob(&self.event, &facts.kind)
-            && self.uid.as_ref().is_none_or(|uid| matches_uid(uid, facts))
     }
 
     /// Whether every event that `later` matches ends here. Sound, not complete: it may
