@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{
     AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
 };
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-/// The only kind of answer that this program gives: whole, from memory.
+/// The usual kind of answer: whole, from memory.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
 /// How long a connection may be silent between requests, or take to send one head.
@@ -47,16 +47,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// `linger` is how long an idle connection may still bring a request after `shutdown`: a
 /// sender that believes in keep-alive may have one on its way, and Strapi does not repeat
 /// what meets a closed connection. Answers say `Connection: close` from then on.
-pub(crate) async fn serve<S>(
+///
+/// An answer may have a body that comes bit by bit; whoever gives one ends it on `shutdown`.
+pub(crate) async fn serve<S, B>(
     listener: TcpListener,
     shutdown: CancellationToken,
     linger: Duration,
     tasks: TaskTracker,
     service: S,
 ) where
-    S: Service<Request<Incoming>, Response = Answer> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -96,15 +99,16 @@ async fn accept(
     Ok((stream, permit))
 }
 
-async fn connection<S>(
+async fn connection<S, B>(
     stream: TcpStream,
     permit: OwnedSemaphorePermit,
     shutdown: CancellationToken,
     linger: Duration,
     service: S,
 ) where
-    S: Service<Request<Incoming>, Response = Answer>,
+    S: Service<Request<Incoming>, Response = Response<B>>,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body<Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
 {
     // Without it Nagle's algorithm and the peer's delayed ACK cost 44 ms an answer.
     if let Err(error) = stream.set_nodelay(true) {

@@ -42,8 +42,8 @@
 //! Imports go down only:
 //! `main` → [`commands`], [`cli`] → [`sidecar`] (builds all parts, owns all tasks, knows the
 //! order in which they stop) → [`config`] → [`inbound`], [`admin`], [`forwarder`] → [`buffer`],
-//! [`qstash`], [`router`] → [`destination`], [`event`], `describe`, `http`, [`sockets`], [`metrics`],
-//! [`clock`], [`secret`].
+//! [`qstash`], [`router`] → [`destination`], [`event`], `describe`, `page`, `http`, [`sockets`],
+//! [`metrics`], [`clock`], [`secret`].
 //! [`inbound`] does not know the forwarder: the buffer is all they share. [`receiver`] (the other
 //! end, for `verify`) shares with it how bodies are read. [`dev_server`] (a
 //! QStash on this machine, for `dev` and for the tests) is used by nothing else.
@@ -67,6 +67,7 @@ pub mod forwarder;
 mod http;
 pub mod inbound;
 pub mod metrics;
+mod page;
 pub mod qstash;
 pub mod receiver;
 pub mod router;

@@ -41,7 +41,7 @@ pub enum Command {
     /// Run the sidecar (the default)
     Serve(Box<ServeArgs>),
     /// Run everything on one machine, with no account and no network: the sidecar, a QStash
-    /// development server, and a catcher that plays the receiving API
+    /// development server, a catcher that plays the receiving API, and a page that shows it
     Dev(Box<DevArgs>),
     /// Say what is wrong and how to mend it: token, region, URL groups, endpoints, routes, buffer,
     /// disk, clock. It takes the flags of the sidecar; with --event it tells where an event goes
@@ -354,6 +354,9 @@ pub struct DevArgs {
     /// Where the catcher listens
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8789")]
     pub catcher_listen: String,
+    /// Where the page is that shows each event's way and makes things fail
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8790")]
+    pub page_listen: String,
     /// Make the development server's retry delays N times shorter
     #[arg(long, value_name = "N", default_value = "1")]
     pub time_scale: String,

@@ -16,8 +16,9 @@ use tracing::debug;
 use super::fault::Fault;
 use super::message::{Progress, Seen};
 use super::publish::{self, Item, Refusal, Request};
-use super::target::{Call, Query, decode};
-use super::{Shared, delivery, logs, topics};
+use super::recent::{own_body, own_headers};
+use super::target::{Call, Query};
+use super::{Shared, delivery, manage};
 use crate::clock::{self, Timestamp};
 use crate::http::Answer;
 use crate::secret::Secret;
@@ -74,17 +75,17 @@ pub(super) async fn answer(
     if !received.is_authorised(&shared.settings.token) {
         return Ok(unauthorised());
     }
-    Ok(manage(&shared, call, &received))
+    Ok(manage::answer(&shared, call, &received))
 }
 
 /// A request that was read.
-struct Received<'a> {
-    method: &'a Method,
-    path: &'a str,
-    query: Query,
-    headers: &'a HeaderMap,
+pub(super) struct Received<'a> {
+    pub(super) method: &'a Method,
+    pub(super) path: &'a str,
+    pub(super) query: Query,
+    pub(super) headers: &'a HeaderMap,
     /// `None` when it is larger than any request may be.
-    body: Option<Bytes>,
+    pub(super) body: Option<Bytes>,
 }
 
 /// What is done about a publish.
@@ -133,12 +134,13 @@ impl Received<'_> {
         };
         let body = self.body.clone();
         let body = body.ok_or_else(|| publish::too_large(max_message))?;
+        let body = own_body(&body);
         let mut destination = destination.to_owned();
         if !self.query.rest.is_empty() {
             destination.push('?');
             destination.push_str(&self.query.rest);
         }
-        let mut headers = self.headers.clone();
+        let mut headers = own_headers(self.headers);
         for (name, value) in &self.query.options {
             let invalid = || publish::bad_request(format!("invalid parameter {name}"));
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_not_a_name| invalid())?;
@@ -233,37 +235,6 @@ fn accept(shared: &Arc<Shared>, request: Request, rejected: &mut bool, now: Time
     match outcome.answer {
         Ok((status, answer)) => json_answer(status, &answer),
         Err(refusal) => error(refusal.status, &refusal.error),
-    }
-}
-
-/// Everything that is no publish.
-fn manage(shared: &Shared, call: Call<'_>, received: &Received<'_>) -> Answer {
-    let body = received.body.as_deref().unwrap_or_default();
-    let mut state = shared.state();
-    let now = clock::now();
-    match (received.method.as_str(), call) {
-        ("GET", Call::Keys) => json_answer(StatusCode::OK, &delivery::describe_keys(&state.keys)),
-        ("POST", Call::RotateKeys) => {
-            delivery::rotate(&mut state.keys);
-            json_answer(StatusCode::OK, &delivery::describe_keys(&state.keys))
-        }
-        ("GET", Call::Message { id }) => match state.message(&decode(id), now) {
-            Some(message) => json_answer(StatusCode::OK, &logs::describe(message)),
-            None => error(StatusCode::NOT_FOUND, "message not found"),
-        },
-        ("GET", Call::Logs) => logs::list(&state, "logs", &received.query.parameters()),
-        ("GET", Call::Events) => logs::list(&state, "events", &received.query.parameters()),
-        (method, call @ (Call::Topics | Call::Topic { .. } | Call::TopicEndpoints { .. })) => {
-            topics::answer(&mut state.groups, method, call, body, now)
-        }
-        (method, Call::Message { .. } | Call::Missing) => error(
-            StatusCode::NOT_IMPLEMENTED,
-            &format!(
-                "{method} {} is not part of this development server",
-                received.path
-            ),
-        ),
-        _ => method_not_allowed(),
     }
 }
 

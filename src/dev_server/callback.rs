@@ -9,37 +9,44 @@ use hyper::HeaderMap;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 
+use super::describe::headers as describe_headers;
+use super::dlq::DlqId;
 use super::groups::Endpoint;
-use super::logs::describe_headers;
 use super::message::{Callback, Destination, Message};
 use super::retry::{Attempt, Next};
 use super::state::Draft;
 
-/// The callbacks that follow an attempt: one after each, another after the last that failed.
-pub(super) fn drafts(message: &Message, attempt: &Attempt, retried: u32, next: Next) -> Vec<Draft> {
-    let failure = match next {
-        Next::Failed => message.options.failure_callback.as_deref(),
-        Next::Delivered | Next::Retry { .. } => None,
-    };
+/// The callbacks that follow an attempt: one after each, another when the message is given up
+/// and so a dead letter.
+pub(super) fn drafts(
+    message: &Message,
+    attempt: &Attempt,
+    retried: u32,
+    next: Next,
+    dead_letter: Option<DlqId>,
+) -> Vec<Draft> {
     // The queue waits for the last callbacks only: a retry must not wait for one.
     let queue = match next {
         Next::Retry { .. } => None,
         Next::Delivered | Next::Failed => message.queue.clone(),
     };
-    let callbacks = [message.options.callback.as_deref(), failure];
-    let callbacks = callbacks.into_iter().flatten();
+    let always = message.options.callback.as_deref();
+    let on_failure = message.options.failure_callback.as_deref();
+    let callbacks = [
+        always.map(|callback| (callback, None)),
+        dead_letter.and_then(|id| Some((on_failure?, Some(id)))),
+    ];
     callbacks
-        .map(|callback| draft(message, callback, queue.clone(), attempt, retried))
+        .into_iter()
+        .flatten()
+        .map(|(callback, id)| {
+            let body = describe(message, attempt, retried, id);
+            draft(message, callback, queue.clone(), &body)
+        })
         .collect()
 }
 
-fn draft(
-    message: &Message,
-    callback: &Callback,
-    queue: Option<String>,
-    attempt: &Attempt,
-    retried: u32,
-) -> Draft {
+fn draft(message: &Message, callback: &Callback, queue: Option<String>, body: &Value) -> Draft {
     let mut headers = callback.headers.clone();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Draft {
@@ -52,18 +59,19 @@ fn draft(
         callback_of: Some(message.id.clone()),
         headers,
         options: callback.options.clone(),
-        body: Bytes::from(describe(message, attempt, retried).to_string()),
+        body: Bytes::from(body.to_string()),
     }
 }
 
-fn describe(message: &Message, attempt: &Attempt, retried: u32) -> Value {
+fn describe(
+    message: &Message,
+    attempt: &Attempt,
+    retried: u32,
+    dead_letter: Option<DlqId>,
+) -> Value {
     let no_headers = HeaderMap::new();
     let (status, headers, body) = match attempt {
-        Attempt::Answered {
-            status,
-            headers,
-            body,
-        } => (*status, headers, body.as_ref()),
+        Attempt::Answered(response) => (response.status, &response.headers, response.body.as_ref()),
         Attempt::Broken { error } => (0, &no_headers, error.as_bytes()),
     };
     let options = &message.options;
@@ -84,16 +92,17 @@ fn describe(message: &Message, attempt: &Attempt, retried: u32) -> Value {
         "callerIP": super::delivery::CALLER_IP,
     });
     let group = match &message.destination {
-        Destination::Group(name) => Some(name),
+        Destination::Group(name) => Some(name.clone()),
         Destination::Url(_) => None,
     };
     let optional = [
         ("topicName", group),
-        ("endpointName", message.endpoint_name.as_ref()),
+        ("endpointName", message.endpoint_name.clone()),
+        ("dlqId", dead_letter.map(|id| id.to_string())),
     ];
     for (name, value) in optional {
         if let (Some(value), Some(fields)) = (value, described.as_object_mut()) {
-            fields.insert(name.into(), value.as_str().into());
+            fields.insert(name.into(), value.into());
         }
     }
     described

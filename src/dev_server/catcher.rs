@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use super::recent::Recent;
+use super::recent::{Recent, own_body, own_headers};
 use super::state::{MAX_MESSAGE_BYTES, MAX_MESSAGES};
 use crate::clock::{self, Timestamp};
 use crate::http::{self, Answer, plain};
@@ -271,7 +271,7 @@ impl Shared {
     async fn catch(&self, request: Request<Incoming>) -> Result<Answer, CutOff> {
         let (parts, body) = request.into_parts();
         let body = match Limited::new(body, MAX_BODY).collect().await {
-            Ok(body) => body.to_bytes(),
+            Ok(body) => own_body(&body.to_bytes()),
             Err(error) if error.is::<http_body_util::LengthLimitError>() => {
                 return Ok(plain(StatusCode::PAYLOAD_TOO_LARGE, "too large\n"));
             }
@@ -288,7 +288,7 @@ impl Shared {
             at,
             method: parts.method,
             path: path.to_owned(),
-            headers: parts.headers,
+            headers: own_headers(&parts.headers),
             body,
             verified: matches!(verdict, Some(Ok(()))),
             signature_error: verdict.and_then(Result::err),

@@ -31,7 +31,17 @@ pub(super) enum GroupError {
     Unknown { name: String },
     #[error(transparent)]
     Name(#[from] NameError),
+    #[error("quota {quota} exceeded, current limit: {limit}")]
+    Quota { quota: &'static str, limit: usize },
 }
+
+/// Groups, and endpoints of one: the limits of the pay-as-you-go plan.
+/// See <https://upstash.com/pricing/qstash>.
+const MAX_GROUPS: usize = 100;
+const MAX_ENDPOINTS: usize = 100;
+
+/// The longest URL of an endpoint, so that all of them together have a limit too.
+const MAX_URL: usize = 8_192;
 
 /// All URL groups. A group without endpoints does not exist.
 #[derive(Default)]
@@ -44,6 +54,29 @@ impl Groups {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Group)> {
         self.0.iter()
+    }
+
+    /// Whether there is room for these endpoints, counted as new ones.
+    pub(super) fn check_room(&self, name: &str, endpoints: &[Endpoint]) -> Result<(), GroupError> {
+        let exceeded = |quota, limit| Err(GroupError::Quota { quota, limit });
+        let known = self.0.get(name);
+        if known.is_none() && self.0.len() >= MAX_GROUPS {
+            return exceeded("maxUrlGroups", MAX_GROUPS);
+        }
+        let is_new = |endpoint: &&Endpoint| {
+            known.is_none_or(|group| !group.endpoints.iter().any(|one| one.url == endpoint.url))
+        };
+        let new = endpoints.iter().filter(is_new).count();
+        if known.map_or(0, |group| group.endpoints.len()) + new > MAX_ENDPOINTS {
+            return exceeded("maxEndpointsPerUrlGroup", MAX_ENDPOINTS);
+        }
+        if endpoints
+            .iter()
+            .any(|endpoint| endpoint.url.len() > MAX_URL)
+        {
+            return exceeded("maxUrlLength", MAX_URL);
+        }
+        Ok(())
     }
 
     /// Adds endpoints, creating the group if there is none. An endpoint that is there

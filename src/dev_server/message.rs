@@ -7,6 +7,7 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 
 pub use super::options::{Callback, FlowControl, Options};
+pub use super::redact::{RedactedHeaders, Redaction};
 pub use super::target::Destination;
 use crate::clock::Timestamp;
 
@@ -67,6 +68,19 @@ pub struct Counts {
     pub delivered: u64,
     /// Given up after the last retry.
     pub failed: u64,
+    /// Cancelled before they were delivered.
+    pub cancelled: u64,
+}
+
+/// What a receiver answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// Its status.
+    pub status: u16,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, cut at the size of the largest message.
+    pub body: Bytes,
 }
 
 /// Something happened to a message.
@@ -107,6 +121,8 @@ pub enum Progress {
         retried: u32,
         /// The wait, already shortened by the time scale.
         after: Duration,
+        /// The whole answer, where there was one.
+        response: Option<Arc<Response>>,
     },
     /// A delivery did not succeed and none follows.
     Failed {
@@ -116,5 +132,55 @@ pub enum Progress {
         error: String,
         /// How many deliveries were tried before.
         retried: u32,
+        /// The whole answer, where there was one.
+        response: Option<Arc<Response>>,
     },
+    /// It is to be cancelled, which happens when it is its turn.
+    CancelRequested,
+    /// It was cancelled: it is not delivered any more.
+    Cancelled,
+}
+
+impl Message {
+    /// What it takes in memory, about.
+    pub(super) fn weight(&self) -> usize {
+        let headers = self.headers.iter();
+        let headers: usize = headers.map(|(n, v)| n.as_str().len() + v.len()).sum();
+        self.body.len() + self.url.len() + headers
+    }
+}
+
+impl Progress {
+    /// What it takes in memory beyond its own size, about.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Self::Retry {
+                error, response, ..
+            }
+            | Self::Failed {
+                error, response, ..
+            } => {
+                let response = response.as_deref();
+                error.len() + response.map_or(0, Response::weight)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether nothing follows.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(
+            self,
+            Self::Delivered { .. } | Self::Failed { .. } | Self::Cancelled
+        )
+    }
+}
+
+impl Response {
+    /// What it takes in memory, about.
+    pub(super) fn weight(&self) -> usize {
+        let headers = self.headers.iter();
+        let headers: usize = headers.map(|(n, v)| n.as_str().len() + v.len()).sum();
+        self.body.len() + headers
+    }
 }

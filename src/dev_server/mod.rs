@@ -3,31 +3,78 @@
 //!
 //! It is used by `strapi-qstash dev` and by the tests, by nothing else.
 //!
-//! What it does as QStash does: publish, enqueue and batch with their answers, URL groups,
-//! deduplication, delays, deliveries with signatures and retries, callbacks, FIFO queues,
-//! keys, logs.
-//! What it accepts and does not enforce: flow control, redaction, and every quota but the
-//! size of a message. What it has not (schedules, the dead letter queue, the API of queues,
-//! cancelling) it refuses with 501 instead of ignoring it.
+//! # What it has
 //!
-//! The parts: `target`, `options`, `expression`, `durations`, `publish` and `retry` decide
-//! and do no I/O; `state` is what is known, behind one lock; `api` speaks HTTP to
-//! publishers; `delivery` to receivers; `listening` keeps the port.
+//! Publish, enqueue and batch, URL groups, deduplication, delays, deliveries with signatures
+//! and retries, callbacks, queues, flow control, labels, redaction, cancelling, the dead letter
+//! queue, logs, keys. Upstash's server is closed, so the sources are its documentation, the
+//! description of its API and its SDKs, and nothing else. A stand-in that is kinder than QStash
+//! hides bugs: what is not here is refused with 501 and a clear text, not ignored. That is
+//! schedules, calls of language models, workflows, and the first version of the API beyond
+//! `/v1/publish`.
+//!
+//! Quotas are those of the free plan (size of a message, delay, time to answer) and, for
+//! numbers of groups, queues and parallel deliveries, those of the pay-as-you-go plan. A
+//! receiver may be on this machine, which QStash itself refuses. Everything is in memory and
+//! bounded; only undelivered messages are never dropped, so beyond some 100,000 of them a
+//! publish is answered 503.
+//!
+//! # Where the sources disagree
+//!
+//! | about | one says | another says | here |
+//! |---|---|---|---|
+//! | publish to a URL group | description: `{"messages": […]}` | SDKs: an array | the array |
+//! | a duplicate | description: 200 | documentation: 202 | 202 |
+//! | an unknown URL group | description: nothing | Go SDK: `topic … not found` | 404 |
+//! | how long an id is remembered | documentation: 10 minutes | comments in the SDK: 90 days | 10 minutes |
+//! | the last state of a cancelled message | description: `CANCELLED` | SDKs: `CANCELED` | the one in `/v2/logs`, the other in `/v2/events`; both as filters |
+//! | the log's answer | description: `logs` in `/v2/logs` | SDKs: `events` in `/v2/events` | both |
+//! | fields of the log | `retryDelayExpression`, `responseHeaders` | Python SDK: `retryDelayExpr`, `responseHeader` | all |
+//! | lines of the log in one answer | description: 100 at most | Python SDK: 1,000 | 100, and 1,000 when asked for |
+//! | `count` of a bulk cancel | description: the most that are cancelled | JavaScript SDK: ignored | ignored |
+//! | ids of a bulk call | description: in the query | Python SDK: in a JSON body | both |
+//! | parameters that are no filter | description: nothing | JavaScript SDK: an error | 400 |
+//! | redacting all headers | documentation: `headers` | SDKs: `header` | both |
+//! | `nbf` of a signature | example: as `iat` | changelog: 0 | 0 |
+//! | the backoff | documentation: e^(2.5 n) | an old page: e^(2 n) | e^(2.5 n) |
+//!
+//! # What no source says
+//!
+//! A quota that is exceeded by a message is answered 400 in QStash's words, the number of
+//! groups and queues 412. 3xx is no delivery. Deduplication ids are the account's, whatever the
+//! destination. A delay in a queue holds what is behind it. A queue that is deleted takes with
+//! it what waits in it; pausing one that does not exist is a mistake (400). A retry from the
+//! dead letter queue is new to deduplication. Each attempt counts for flow control.
+//!
+//! # The parts
+//!
+//! `target`, `options`, `filter`, `expression`, `durations`, `publish` and `retry` decide and
+//! do no I/O; `state` with `groups`, `queues`, `flow`, `dlq` and `duplicates` is what is known,
+//! behind one lock; `api` and `manage` speak HTTP to publishers, in the words of `describe`,
+//! `redact` and `logs`; `delivery` speaks to receivers; `listening` keeps the port.
 
 mod api;
 mod callback;
 mod catcher;
 mod delivery;
+mod describe;
+mod dlq;
+mod duplicates;
 mod durations;
 mod expression;
 mod fault;
+mod filter;
+mod flow;
 mod groups;
 mod listening;
 mod logs;
+mod manage;
 mod message;
 mod options;
 mod publish;
+mod queues;
 mod recent;
+mod redact;
 mod retry;
 mod state;
 mod target;
@@ -49,7 +96,8 @@ pub use catcher::{Catcher, CatcherSettings, Received, Reply, TooFew};
 pub use expression::{Expression, ExpressionError};
 pub use fault::{Fault, Faults, InBatch, Rejection};
 pub use message::{
-    Callback, Counts, Destination, FlowControl, Life, Message, Options, Progress, Seen,
+    Callback, Counts, Destination, FlowControl, Life, Message, Options, Progress, RedactedHeaders,
+    Redaction, Response, Seen,
 };
 pub use target::NameError;
 
@@ -122,6 +170,8 @@ struct Shared {
     faults: Faults,
     client: reqwest::Client,
     deliveries: Semaphore,
+    /// By how many times waits are shorter: those before retries.
+    time_scale: watch::Sender<f64>,
     life: broadcast::Sender<Life>,
     /// Told of every change of the state, for those who wait for something.
     changes: watch::Sender<()>,
@@ -144,6 +194,7 @@ impl DevServer {
         let shared = Arc::new(Shared {
             addr,
             state: Mutex::new(State::new(settings.keys.clone())),
+            time_scale: watch::Sender::new(settings.time_scale),
             settings,
             faults: Faults::new(is_open),
             client: delivery::client(),
@@ -191,6 +242,17 @@ impl DevServer {
     /// The switch of the faults.
     pub fn faults(&self) -> Faults {
         self.0.faults.clone()
+    }
+
+    /// By how many times the waits between retries are shorter.
+    pub fn time_scale(&self) -> f64 {
+        *self.0.time_scale.borrow()
+    }
+
+    /// Changes that, for the waits that have begun as well. What is not above zero counts
+    /// as 1.
+    pub fn set_time_scale(&self, time_scale: f64) {
+        self.0.time_scale.send_replace(time_scale);
     }
 
     /// The publish, enqueue and batch requests that arrived, oldest first.

@@ -8,6 +8,7 @@ use hyper::{HeaderMap, Method};
 
 use super::durations;
 use super::expression::Expression;
+use super::redact::Redaction;
 use super::target::check_url;
 use crate::clock::Timestamp;
 
@@ -53,10 +54,10 @@ pub struct Options {
     pub deduplication_id: Option<String>,
     /// Whether the content serves as the deduplication id.
     pub content_based_deduplication: bool,
-    /// Limits shared by the messages with one key; not enforced.
+    /// Limits shared by the messages with one key.
     pub flow_control: Option<FlowControl>,
-    /// What logs are to hide; not enforced.
-    pub redact: Option<String>,
+    /// What logs are to hide.
+    pub redact: Option<Redaction>,
     /// Told how each delivery ended.
     pub callback: Option<Box<Callback>>,
     /// Told when the message was given up.
@@ -135,10 +136,40 @@ impl Options {
         Ok(options)
     }
 
+    /// These options under those of a retry from the dead letter queue: what its headers name
+    /// wins. A new message is not a duplicate of the one that failed, nor as late.
+    pub(super) fn overridden(
+        mut self,
+        headers: &HeaderMap,
+        now: Timestamp,
+    ) -> Result<Self, OptionError> {
+        let given = Self::read(headers, now)?;
+        self.not_before = given.not_before;
+        self.deduplication_id = given.deduplication_id;
+        self.content_based_deduplication = given.content_based_deduplication;
+        let has = |name| text(headers, name).is_some();
+        if has("Upstash-Method") {
+            self.method = given.method;
+        }
+        if has("Upstash-Retries") {
+            self.retries = given.retries;
+        }
+        if !given.labels.is_empty() {
+            self.labels = given.labels;
+        }
+        self.retry_delay = given.retry_delay.or(self.retry_delay);
+        self.timeout = given.timeout.or(self.timeout);
+        self.flow_control = given.flow_control.or(self.flow_control);
+        self.redact = given.redact.or(self.redact);
+        self.callback = given.callback.or(self.callback);
+        self.failure_callback = given.failure_callback.or(self.failure_callback);
+        Ok(self)
+    }
+
     /// Reads all but the callbacks: they have options too, but no callbacks of their own.
     fn read_own(headers: &HeaderMap, now: Timestamp) -> Result<Self, OptionError> {
         let mut options = Self {
-            redact: text(headers, "Upstash-Redact-Fields").map(str::to_owned),
+            redact: value(headers, "Upstash-Redact-Fields", FIELDS, Redaction::parse)?,
             ..Self::default()
         };
         if let Some(method) = value(headers, "Upstash-Method", METHODS, method)? {
@@ -224,14 +255,25 @@ impl Callback {
 const METHODS: &str = "GET, POST, PUT, PATCH or DELETE";
 const DURATION: &str = "a duration such as 10s or 1h30m";
 const TRUE_OR_FALSE: &str = "true or false";
+const FIELDS: &str = "body, header, header[Name], or some of them";
+
+/// The longest period of a flow-control rate: a week.
+/// See <https://upstash.com/docs/qstash/features/flowcontrol>.
+const MAX_PERIOD: Duration = Duration::from_secs(7 * 86_400);
 
 fn flow_control(headers: &HeaderMap) -> Result<Option<FlowControl>, OptionError> {
     let Some(key) = text(headers, "Upstash-Flow-Control-Key") else {
         return Ok(None);
     };
-    let expected = "parallelism=N, rate=N, period=1m, or some of them";
-    let limits = value(headers, "Upstash-Flow-Control-Value", expected, limits)?;
-    Ok(limits.map(|(parallelism, rate, period)| FlowControl {
+    let value = "Upstash-Flow-Control-Value";
+    let expected = "parallelism=N, or rate=N with period=1m, or both, all above 0";
+    let limits = self::value(headers, value, expected, limits)?;
+    let (parallelism, rate, period) = limits.ok_or_else(|| OptionError::Value {
+        header: value,
+        value: String::new(),
+        expected: expected.to_owned(),
+    })?;
+    Ok(Some(FlowControl {
         key: key.to_owned(),
         parallelism,
         rate,
@@ -240,22 +282,28 @@ fn flow_control(headers: &HeaderMap) -> Result<Option<FlowControl>, OptionError>
 }
 
 fn limits(text: &str) -> Option<(Option<u32>, Option<u32>, Duration)> {
+    let above_zero = |text| number(text).filter(|number| *number > 0);
     let (mut parallelism, mut rate, mut period) = (None, None, Duration::from_secs(1));
     for part in text.split(',') {
         let (name, value) = part.split_once('=')?;
         let value = value.trim();
         match name.trim() {
-            "parallelism" => parallelism = Some(number(value)?),
-            "rate" => rate = Some(number(value)?),
+            "parallelism" => parallelism = Some(above_zero(value)?),
+            "rate" => rate = Some(above_zero(value)?),
             "period" => {
-                period = number(value)
-                    .map(Duration::from_secs)
-                    .or_else(|| durations::parse_option(value))?;
+                let seconds = number(value).map(Duration::from_secs);
+                period = seconds.or_else(|| durations::parse_option(value))?;
             }
             _ => return None,
         }
     }
-    Some((parallelism, rate, period))
+    let is_limit = parallelism.or(rate).is_some();
+    (is_limit && is_period(period)).then_some((parallelism, rate, period))
+}
+
+/// Whether the period of a rate is one: a second to a week.
+pub(super) fn is_period(period: Duration) -> bool {
+    (Duration::from_secs(1)..=MAX_PERIOD).contains(&period)
 }
 
 /// The headers that the receiver gets: `Content-Type`, those named `Upstash-Forward-…`, and
@@ -423,6 +471,7 @@ mod tests {
             ("Upstash-Timeout", "fast"),
             ("Upstash-Content-Based-Deduplication", "yes"),
             ("Upstash-Failure-Callback", "a/b"),
+            ("Upstash-Redact-Fields", "everything"),
         ] {
             let error = read(header, value).unwrap_err().to_string();
             assert!(error.contains(header) && error.contains(value), "{error}");
@@ -433,6 +482,59 @@ mod tests {
             read("Upstash-Cron", "* * * * *"),
             Err(OptionError::Unsupported { .. })
         ));
+    }
+
+    #[test]
+    fn flow_control_needs_a_limit_and_a_period_of_a_second_to_a_week() {
+        for (value, taken) in [
+            ("parallelism=1", true),
+            ("rate=1", true),
+            ("rate=2, period=30", true),
+            ("rate=2,period=7d", true),
+            ("", false),
+            ("period=1m", false),
+            ("rate=0", false),
+            ("parallelism=0", false),
+            ("rate=1,period=0s", false),
+            ("rate=1,period=8d", false),
+            ("rate", false),
+            ("speed=1", false),
+        ] {
+            let headers = map(&[
+                ("Upstash-Flow-Control-Key", "k"),
+                ("Upstash-Flow-Control-Value", value),
+            ]);
+            assert_eq!(Options::read(&headers, NOW).is_ok(), taken, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_retry_of_a_dead_letter_changes_what_it_names() {
+        let first = Options::read(
+            &map(&[
+                ("Upstash-Retries", "5"),
+                ("Upstash-Method", "PUT"),
+                ("Upstash-Delay", "1h"),
+                ("Upstash-Label", "a"),
+                ("Upstash-Deduplication-Id", "x"),
+            ]),
+            NOW,
+        )
+        .unwrap();
+        let headers = map(&[("Upstash-Retries", "0"), ("Upstash-Timeout", "3s")]);
+        let expected = Options {
+            method: Method::PUT,
+            retries: 0,
+            timeout: Some(Duration::from_secs(3)),
+            labels: vec!["a".into()],
+            ..Options::default()
+        };
+        assert_eq!(first.clone().overridden(&headers, NOW), Ok(expected));
+        assert!(
+            first
+                .overridden(&map(&[("Upstash-Delay", "x")]), NOW)
+                .is_err()
+        );
     }
 
     #[test]

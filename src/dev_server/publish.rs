@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
@@ -19,6 +20,13 @@ use super::options::{OptionError, Options, receiver_headers};
 use super::state::{Draft, Job, State};
 use super::target::{Destination, NameError, check_name};
 use crate::clock::Timestamp;
+
+/// The longest delay on the free plan: seven days.
+/// See <https://upstash.com/pricing/qstash>.
+const MAX_DELAY: Duration = Duration::from_secs(7 * 86_400);
+
+/// The most retries, as the API of accounts has it for every plan.
+const MAX_RETRIES: u32 = 999;
 
 /// A request that could be read.
 #[derive(Debug)]
@@ -149,6 +157,14 @@ pub(super) fn accept(
             }
         }
     }
+    if let Err(refusal) = check_room(state, checked.iter().flatten()) {
+        return Outcome {
+            answer: Err(refusal),
+            accepted: Vec::new(),
+            jobs: Vec::new(),
+            rejected,
+        };
+    }
     let (mut accepted, mut jobs, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     for item in checked {
         answers.push(match item {
@@ -219,6 +235,11 @@ fn check(
         return Err(Refused::Request(too_large(max_message)));
     }
     let options = Options::read(&item.headers, now)?;
+    check_quotas(&options, now)?;
+    if item.queue.is_some() && has_delayed_callback(&options) {
+        let error = "a message of a queue cannot have a delayed callback";
+        return Err(Refused::Request(bad_request(error.into())));
+    }
     Ok(Draft {
         destination,
         endpoints,
@@ -228,6 +249,51 @@ fn check(
         options,
         body: item.body,
     })
+}
+
+/// QStash's words for what is more than the plan allows.
+fn check_quotas(options: &Options, now: Timestamp) -> Result<(), Refused> {
+    let exceeded = |quota: &str, limit: u64| {
+        let error = format!("quota {quota} exceeded, current limit: {limit}");
+        Err(Refused::Request(bad_request(error)))
+    };
+    if options.retries > MAX_RETRIES {
+        return exceeded("maxRetries", MAX_RETRIES.into());
+    }
+    let delay = options.not_before.map(|not_before| not_before.since(now));
+    if delay.is_some_and(|delay| delay > MAX_DELAY) {
+        return exceeded("maxDelay", MAX_DELAY.as_secs());
+    }
+    Ok(())
+}
+
+/// See <https://upstash.com/docs/qstash/overall/changelog>, March 2025.
+fn has_delayed_callback(options: &Options) -> bool {
+    let callbacks = [&options.callback, &options.failure_callback];
+    let mut callbacks = callbacks.into_iter().flatten();
+    callbacks.any(|callback| callback.options.not_before.is_some())
+}
+
+/// Whether there is room for all these messages, and for their queues.
+fn check_room<'a>(
+    state: &State,
+    drafts: impl Iterator<Item = &'a Draft> + Clone,
+) -> Result<(), Refusal> {
+    let queues = drafts.clone().filter_map(|draft| draft.queue.as_deref());
+    let queues = state.queues.check_room(queues);
+    queues.map_err(|error| Refusal {
+        status: StatusCode::PRECONDITION_FAILED,
+        error: error.to_string(),
+    })?;
+    let messages = drafts.clone().map(|draft| draft.endpoints.len()).sum();
+    let bytes = drafts.map(|draft| draft.body.len() * draft.endpoints.len());
+    if !state.has_room(messages, bytes.sum()) {
+        return Err(Refusal {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            error: "this development server holds as many undelivered messages as it can".into(),
+        });
+    }
+    Ok(())
 }
 
 /// The group's headers count where the message says nothing of its own.
@@ -270,7 +336,14 @@ pub(super) fn bad_request(error: String) -> Refusal {
 
 impl From<NameError> for Refused {
     fn from(error: NameError) -> Self {
-        Self::Request(bad_request(error.to_string()))
+        let status = match error {
+            NameError::Api { .. } => StatusCode::NOT_IMPLEMENTED,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::Request(Refusal {
+            status,
+            error: error.to_string(),
+        })
     }
 }
 
@@ -282,20 +355,28 @@ impl From<GroupError> for Refused {
                 error: error.to_string(),
             }),
             GroupError::Name(error) => error.into(),
+            // Publishing adds to no group.
+            GroupError::Quota { .. } => Self::Request(bad_request(error.to_string())),
+        }
+    }
+}
+
+impl From<OptionError> for Refusal {
+    fn from(error: OptionError) -> Self {
+        let status = match error {
+            OptionError::Unsupported { .. } => StatusCode::NOT_IMPLEMENTED,
+            OptionError::Value { .. } | OptionError::DeduplicationId => StatusCode::BAD_REQUEST,
+        };
+        Self {
+            status,
+            error: error.to_string(),
         }
     }
 }
 
 impl From<OptionError> for Refused {
     fn from(error: OptionError) -> Self {
-        let status = match error {
-            OptionError::Unsupported { .. } => StatusCode::NOT_IMPLEMENTED,
-            OptionError::Value { .. } | OptionError::DeduplicationId => StatusCode::BAD_REQUEST,
-        };
-        Self::Request(Refusal {
-            status,
-            error: error.to_string(),
-        })
+        Self::Request(error.into())
     }
 }
 

@@ -3,6 +3,10 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+use hyper::HeaderMap;
+use hyper::header::HeaderValue;
+
 /// The last items that were pushed, bounded by their number and by their weight in bytes.
 pub(super) struct Recent<T> {
     items: VecDeque<(T, usize)>,
@@ -52,9 +56,42 @@ impl<T> Recent<T> {
     }
 }
 
+/// A body that holds on to nothing else: as it comes from a connection it is a piece of the
+/// connection's buffer, and keeps all of that in memory.
+pub(super) fn own_body(body: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(body)
+}
+
+/// The same for headers.
+pub(super) fn own_headers(headers: &HeaderMap) -> HeaderMap {
+    let mut owned = headers.clone();
+    for value in owned.values_mut() {
+        if let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) {
+            *value = copy;
+        }
+    }
+    owned
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_is_a_copy_and_the_same() {
+        let buffer = Bytes::from_static(b"a: b");
+        let body = own_body(&buffer.slice(3..));
+        assert_eq!(body, "b");
+        assert!(!buffer.as_ptr_range().contains(&body.as_ptr()));
+        let mut headers = HeaderMap::new();
+        let value = HeaderValue::from_maybe_shared(buffer.slice(3..)).unwrap();
+        headers.append("a", value.clone());
+        headers.append("a", HeaderValue::from_static("c"));
+        let owned = own_headers(&headers);
+        assert_eq!(owned, headers);
+        let pointer = owned["a"].as_bytes().as_ptr();
+        assert!(!buffer.as_ptr_range().contains(&pointer));
+    }
 
     #[test]
     fn the_oldest_go_when_there_are_too_many_or_they_weigh_too_much() {

@@ -2,12 +2,13 @@
 //!
 //! See <https://upstash.com/docs/qstash/features/retry>.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyper::HeaderMap;
 
 use super::durations;
+use super::message::Response;
 use super::options::Options;
 use crate::clock::Timestamp;
 
@@ -28,12 +29,8 @@ const HINTS: [&str; 4] = [
 /// How one attempt ended.
 #[derive(Debug, Clone)]
 pub(super) enum Attempt {
-    /// The receiver answered. The body is cut where it is long.
-    Answered {
-        status: u16,
-        headers: HeaderMap,
-        body: Bytes,
-    },
+    /// The receiver answered.
+    Answered(Arc<Response>),
     /// There was no answer.
     Broken { error: String },
 }
@@ -49,11 +46,11 @@ pub(super) enum Next {
 /// Decides what follows an attempt that was preceded by `retried` others.
 pub(super) fn next(options: &Options, retried: u32, attempt: &Attempt, now: Timestamp) -> Next {
     let hint = match attempt {
-        Attempt::Answered { status, .. } if (200..300).contains(status) => return Next::Delivered,
-        Attempt::Answered {
-            status, headers, ..
-        } if *status == NON_RETRYABLE && is_non_retryable(headers) => return Next::Failed,
-        Attempt::Answered { headers, .. } => hint(headers, now),
+        Attempt::Answered(response) => match response.status {
+            200..300 => return Next::Delivered,
+            NON_RETRYABLE if is_non_retryable(&response.headers) => return Next::Failed,
+            _ => hint(&response.headers, now),
+        },
         Attempt::Broken { .. } => None,
     };
     if retried >= options.retries {
@@ -114,11 +111,11 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect();
-        Attempt::Answered {
+        Attempt::Answered(Arc::new(Response {
             status,
             headers,
-            body: Bytes::new(),
-        }
+            body: bytes::Bytes::new(),
+        }))
     }
 
     fn after(seconds: u64) -> Next {

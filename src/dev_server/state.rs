@@ -2,20 +2,21 @@
 //!
 //! No I/O, and the time is an argument. Everything is in memory and bounded.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use hyper::HeaderMap;
-use ring::digest;
 use uuid::Uuid;
 
+use super::dlq::Dlq;
+use super::duplicates::{self, Known, Named};
+use super::flow::Flows;
 use super::groups::{Endpoint, Groups};
 use super::message::{Counts, Message, Progress, Seen};
 use super::options::Options;
+use super::queues::{Hiring, QueueId, Queues};
 use super::recent::Recent;
 use super::target::Destination;
 use crate::clock::Timestamp;
@@ -24,18 +25,21 @@ use crate::qstash::signature::Keys;
 /// Messages that are remembered, at about a kilobyte each beside the body.
 pub(super) const MAX_MESSAGES: usize = 100_000;
 
-/// Bodies that are remembered, in bytes: with them the oldest messages are forgotten.
+/// What they may weigh, in bytes: beyond it the oldest messages are forgotten.
 pub(super) const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
-/// Publish, enqueue and batch requests that are remembered.
+/// Messages that may wait for their delivery, and what they may weigh. No message that was
+/// accepted is dropped, so what comes beyond it is refused.
+const MAX_PENDING: usize = 100_000;
+const MAX_PENDING_BYTES: usize = 512 << 20;
+
+/// Publish, enqueue and batch requests that are remembered, and what their paths may weigh.
 const MAX_SEEN: usize = 100_000;
+const MAX_SEEN_BYTES: usize = 64 << 20;
 
-/// Steps in the life of messages that the logs tell of.
+/// Steps in the life of messages that the logs tell of, and what the answers in them may weigh.
 const MAX_LOG: usize = 100_000;
-
-/// How long a deduplication id is remembered.
-/// See <https://upstash.com/docs/qstash/features/deduplication>.
-pub(super) const DEDUPLICATION: Duration = Duration::from_secs(600);
+const MAX_LOG_BYTES: usize = 64 << 20;
 
 /// How long `GET /v2/messages/{id}` finds a message after its end: QStash says "shortly",
 /// and people look at a message they just published.
@@ -58,8 +62,8 @@ pub(super) struct Draft {
 pub(super) enum Job {
     /// This message, whenever it is due.
     Message(Arc<Message>),
-    /// The messages of this queue, one after the other, until it is empty.
-    Queue(String),
+    /// The messages of this queue, one after the other, until there is none.
+    Queue(QueueId),
 }
 
 /// Everything that changes, behind one lock.
@@ -67,18 +71,25 @@ pub(super) struct State {
     pub(super) groups: Groups,
     pub(super) keys: Keys,
     pub(super) counts: Counts,
+    pub(super) queues: Queues,
+    pub(super) flows: Flows,
+    pub(super) dlq: Dlq,
     messages: Recent<Arc<Message>>,
     by_id: HashMap<String, Record>,
+    /// The ids of messages that have not ended.
+    pending: HashSet<String>,
+    pending_bytes: usize,
     known: Known,
-    /// Messages that wait for those before them. A queue is here as long as it is worked on.
-    queues: HashMap<String, VecDeque<Arc<Message>>>,
     seen: Recent<Seen>,
     log: Recent<Entry>,
 }
 
 struct Record {
     message: Arc<Message>,
+    is_cancelled: bool,
     ended_at: Option<Timestamp>,
+    /// No longer among the latest messages: it goes when it ends.
+    is_old: bool,
 }
 
 /// One step in the life of a message, as the logs keep it.
@@ -94,13 +105,23 @@ impl State {
             groups: Groups::default(),
             keys,
             counts: Counts::default(),
+            queues: Queues::default(),
+            flows: Flows::default(),
+            dlq: Dlq::default(),
             messages: Recent::new(MAX_MESSAGES, MAX_MESSAGE_BYTES),
             by_id: HashMap::new(),
+            pending: HashSet::new(),
+            pending_bytes: 0,
             known: Known::default(),
-            queues: HashMap::new(),
-            seen: Recent::new(MAX_SEEN, usize::MAX),
-            log: Recent::new(MAX_LOG, usize::MAX),
+            seen: Recent::new(MAX_SEEN, MAX_SEEN_BYTES),
+            log: Recent::new(MAX_LOG, MAX_LOG_BYTES),
         }
+    }
+
+    /// Whether so many messages more may wait.
+    pub(super) fn has_room(&self, messages: usize, bytes: usize) -> bool {
+        self.pending.len().saturating_add(messages) <= MAX_PENDING
+            && self.pending_bytes.saturating_add(bytes) <= MAX_PENDING_BYTES
     }
 
     /// Accepts a message for each endpoint, or recognises a duplicate. What there is to
@@ -111,7 +132,7 @@ impl State {
         now: Timestamp,
         jobs: &mut Vec<Job>,
     ) -> Vec<Arc<Message>> {
-        let key = deduplication_key(&draft);
+        let key = duplicates::key(&draft);
         let earlier = key.as_ref().and_then(|key| self.known.get(key, now));
         let deduplicated = earlier.is_some();
         let named = earlier.unwrap_or_else(|| {
@@ -148,7 +169,10 @@ impl State {
                 self.counts.deduplicated += 1;
             } else {
                 self.counts.accepted += 1;
-                jobs.extend(self.job(message));
+                if let Some(flow_control) = &message.options.flow_control {
+                    self.flows.configure(flow_control, now);
+                }
+                self.add_jobs(message, now, jobs);
             }
         }
         messages
@@ -158,43 +182,33 @@ impl State {
         if !message.deduplicated {
             let record = Record {
                 message: Arc::clone(message),
+                is_cancelled: false,
                 ended_at: None,
+                is_old: false,
             };
             self.by_id.insert(message.id.clone(), record);
+            self.pending.insert(message.id.clone());
+            self.pending_bytes += message.weight();
         }
         // The bodies of one fan-out are one, but counting them as many is on the safe side.
-        let gone = self.messages.push(Arc::clone(message), message.body.len());
-        for message in gone {
-            self.by_id.remove(&message.id);
-        }
-    }
-
-    /// The work that a new message makes: none where its queue is being worked on.
-    fn job(&mut self, message: &Arc<Message>) -> Option<Job> {
-        let Some(name) = &message.queue else {
-            return Some(Job::Message(Arc::clone(message)));
-        };
-        if let Some(waiting) = self.queues.get_mut(name) {
-            // A queue goes on once the callbacks of a message are through as well.
-            if message.callback_of.is_some() {
-                waiting.push_front(Arc::clone(message));
-            } else {
-                waiting.push_back(Arc::clone(message));
+        let gone = self.messages.push(Arc::clone(message), message.weight());
+        for message in gone.iter().filter(|message| !message.deduplicated) {
+            match self.by_id.get_mut(&message.id) {
+                Some(record) if record.ended_at.is_none() => record.is_old = true,
+                _ => drop(self.by_id.remove(&message.id)),
             }
-            return None;
         }
-        let waiting = VecDeque::from([Arc::clone(message)]);
-        self.queues.insert(name.clone(), waiting);
-        Some(Job::Queue(name.clone()))
     }
 
-    /// The next message of a queue; once there is none, its work has ended.
-    pub(super) fn next_in_queue(&mut self, name: &str) -> Option<Arc<Message>> {
-        let next = self.queues.get_mut(name)?.pop_front();
-        if next.is_none() {
-            self.queues.remove(name);
+    /// Adds the work that a new message makes.
+    fn add_jobs(&mut self, message: &Arc<Message>, now: Timestamp, jobs: &mut Vec<Job>) {
+        match &message.queue {
+            // The callback of a message whose queue was deleted meanwhile waits for nobody.
+            Some(name) if message.callback_of.is_none() || self.queues.contains(name) => {
+                hire(self.queues.push(name, message, now), jobs);
+            }
+            _ => jobs.push(Job::Message(Arc::clone(message))),
         }
-        next
     }
 
     /// Notes a step in the life of a message.
@@ -205,41 +219,79 @@ impl State {
         match progress {
             Progress::Delivered { .. } => self.counts.delivered += 1,
             Progress::Failed { .. } => self.counts.failed += 1,
-            Progress::Created | Progress::Active { .. } | Progress::Retry { .. } => {}
+            Progress::Cancelled => self.counts.cancelled += 1,
+            Progress::Created
+            | Progress::Active { .. }
+            | Progress::Retry { .. }
+            | Progress::CancelRequested => {}
         }
-        let has_ended = matches!(
-            progress,
-            Progress::Delivered { .. } | Progress::Failed { .. }
-        );
-        if let (true, Some(record)) = (has_ended, self.by_id.get_mut(&message.id)) {
-            record.ended_at = Some(now);
+        if progress.is_end() {
+            self.end(message, now);
         }
+        let weight = progress.weight();
         let entry = Entry {
             at: now,
             message_id: message.id.clone(),
             progress,
         };
-        self.log.push(entry, 0);
+        self.log.push(entry, weight);
+    }
+
+    fn end(&mut self, message: &Message, now: Timestamp) {
+        if self.pending.remove(&message.id) {
+            self.pending_bytes = self.pending_bytes.saturating_sub(message.weight());
+        }
+        match self.by_id.get_mut(&message.id) {
+            Some(record) if !record.is_old => record.ended_at = Some(now),
+            _ => drop(self.by_id.remove(&message.id)),
+        }
+    }
+
+    /// Has a message that has not ended be cancelled once it is its turn. `None` where there
+    /// is none, or where that was asked for before.
+    pub(super) fn cancel(&mut self, id: &str) -> Option<Arc<Message>> {
+        let record = self.by_id.get_mut(id)?;
+        if record.ended_at.is_some() || record.is_cancelled {
+            return None;
+        }
+        record.is_cancelled = true;
+        Some(Arc::clone(&record.message))
+    }
+
+    pub(super) fn is_cancelled(&self, id: &str) -> bool {
+        self.by_id.get(id).is_some_and(|record| record.is_cancelled)
+    }
+
+    /// The messages that have not ended and are not to be cancelled.
+    pub(super) fn pending(&self) -> impl Iterator<Item = &Arc<Message>> {
+        let records = self.pending.iter().filter_map(|id| self.by_id.get(id));
+        let records = records.filter(|record| !record.is_cancelled);
+        records.map(|record| &record.message)
     }
 
     pub(super) fn saw(&mut self, seen: Seen) {
-        self.seen.push(seen, 0);
+        let weight = seen.path.len();
+        self.seen.push(seen, weight);
     }
 
-    /// A message that is on its way, or ended a moment ago.
+    /// A message that is on its way, or ended a moment ago. One that is to be cancelled is
+    /// gone already.
     pub(super) fn message(&self, id: &str, now: Timestamp) -> Option<&Arc<Message>> {
-        let record = self.by_id.get(id)?;
+        let record = self.by_id.get(id).filter(|record| !record.is_cancelled)?;
         let is_readable = record
             .ended_at
             .is_none_or(|ended_at| now.since(ended_at) < READABLE);
         is_readable.then_some(&record.message)
     }
 
-    /// The log, newest first, of messages that are still remembered.
-    pub(super) fn log(&self) -> impl Iterator<Item = (&Entry, &Arc<Message>)> {
-        self.log.iter().rev().filter_map(|entry| {
+    /// The log, newest first, of messages that are still remembered; with each entry its
+    /// number, which no other has.
+    pub(super) fn log(&self) -> impl Iterator<Item = (u64, &Entry, &Arc<Message>)> {
+        let newest = self.log.pushed();
+        let numbered = (0..newest).rev().zip(self.log.iter().rev());
+        numbered.filter_map(|(number, entry)| {
             let record = self.by_id.get(&entry.message_id)?;
-            Some((entry, &record.message))
+            Some((number, entry, &record.message))
         })
     }
 
@@ -252,62 +304,10 @@ impl State {
     }
 }
 
-/// By what a duplicate is recognised. An id serves for the whole account: whether QStash
-/// looks at the destination too is not documented, and this is the stricter reading.
-fn deduplication_key(draft: &Draft) -> Option<String> {
-    if let Some(id) = &draft.options.deduplication_id {
-        return Some(id.clone());
-    }
-    if !draft.options.content_based_deduplication {
-        return None;
-    }
-    let mut context = digest::Context::new(&digest::SHA256);
-    let mut add = |part: &[u8]| {
-        // With its length, so that no part can pass for the end of another.
-        context.update(&part.len().to_le_bytes());
-        context.update(part);
-    };
-    let (Destination::Url(destination) | Destination::Group(destination)) = &draft.destination;
-    add(destination.as_bytes());
-    add(&draft.body);
-    for (name, value) in &draft.headers {
-        add(name.as_str().as_bytes());
-        add(value.as_bytes());
-    }
-    // An id has no colon: the two kinds of key never meet.
-    let digest = URL_SAFE_NO_PAD.encode(context.finish());
-    Some(format!("content:{digest}"))
-}
-
-#[derive(Clone)]
-struct Named {
-    id: String,
-    endpoint: Endpoint,
-}
-
-/// The deduplication ids of the last ten minutes, and the messages that had them.
-#[derive(Default)]
-struct Known {
-    named: HashMap<String, Vec<Named>>,
-    by_age: VecDeque<(Timestamp, String)>,
-}
-
-impl Known {
-    fn get(&mut self, key: &str, now: Timestamp) -> Option<Vec<Named>> {
-        while let Some((at, key)) = self.by_age.front() {
-            if now.since(*at) < DEDUPLICATION {
-                break;
-            }
-            self.named.remove(key);
-            self.by_age.pop_front();
-        }
-        self.named.get(key).cloned()
-    }
-
-    fn insert(&mut self, key: String, named: Vec<Named>, now: Timestamp) {
-        self.by_age.push_back((now, key.clone()));
-        self.named.insert(key, named);
-    }
+/// A job for each worker.
+pub(super) fn hire(hiring: Hiring, jobs: &mut Vec<Job>) {
+    let Hiring { queue, workers } = hiring;
+    jobs.extend((0..workers).map(|_| Job::Queue(queue.clone())));
 }
 
 #[cfg(test)]
@@ -355,7 +355,7 @@ mod tests {
         let second = publish(NOW.plus(Duration::from_millis(599_999)));
         assert!(second.deduplicated);
         assert_eq!(second.id, first.id);
-        let third = publish(NOW.plus(DEDUPLICATION));
+        let third = publish(NOW.plus(duplicates::DEDUPLICATION));
         assert!(!third.deduplicated);
         assert_ne!(third.id, first.id);
         assert_eq!(jobs.len(), 2);
@@ -388,15 +388,56 @@ mod tests {
             draft.queue = Some("q".into());
             state.accept(draft, NOW, &mut jobs);
         }
-        assert!(matches!(jobs.as_slice(), [Job::Queue(_)]));
+        let [Job::Queue(queue)] = jobs.as_slice() else {
+            panic!("{jobs:?}");
+        };
+        let queue = queue.clone();
         for body in ["1", "2", "3"] {
-            assert_eq!(state.next_in_queue("q").unwrap().body, body);
+            assert_eq!(state.queues.next(&queue).unwrap().body, body);
         }
-        assert!(state.next_in_queue("q").is_none());
+        assert!(state.queues.next(&queue).is_none());
         let mut draft = draft("4", None);
         draft.queue = Some("q".into());
         state.accept(draft, NOW, &mut jobs);
         assert_eq!(jobs.len(), 2, "the work on it starts again");
+    }
+
+    #[test]
+    fn a_message_that_waits_is_never_forgotten() {
+        let mut state = state();
+        state.messages = Recent::new(1, usize::MAX);
+        let accept = |state: &mut State| {
+            let draft = draft("x", None);
+            state.accept(draft, NOW, &mut Vec::new()).remove(0)
+        };
+        let (first, _) = (accept(&mut state), accept(&mut state));
+        assert!(state.message(&first.id, NOW).is_some());
+        assert_eq!(state.pending().count(), 2);
+        let delivered = Progress::Delivered {
+            status: 200,
+            retried: 0,
+        };
+        state.record(&first, delivered, NOW);
+        assert!(state.message(&first.id, NOW).is_none());
+        assert_eq!((state.by_id.len(), state.pending().count()), (1, 1));
+    }
+
+    #[test]
+    fn a_message_is_cancelled_once() {
+        let mut state = state();
+        let message = state
+            .accept(draft("x", None), NOW, &mut Vec::new())
+            .remove(0);
+        assert!(state.cancel("no").is_none());
+        assert!(state.cancel(&message.id).is_some());
+        assert!(state.cancel(&message.id).is_none());
+        assert!(state.is_cancelled(&message.id));
+        assert!(state.message(&message.id, NOW).is_none());
+        assert_eq!(state.pending().count(), 0);
+        assert!(!state.has_room(MAX_PENDING, 0), "it still waits");
+        state.record(&message, Progress::Cancelled, NOW);
+        assert!(state.has_room(MAX_PENDING, 0));
+        assert_eq!(state.counts.cancelled, 1);
     }
 
     #[test]

@@ -25,15 +25,52 @@ pub(super) enum Call<'a> {
     TopicEndpoints {
         name: &'a str,
     },
+    Messages,
     Message {
         id: &'a str,
     },
+    Queues,
+    Queue {
+        name: &'a str,
+    },
+    /// Pauses a queue or resumes it.
+    QueueSwitch {
+        name: &'a str,
+        paused: bool,
+    },
+    Dlq,
+    DlqEntry {
+        id: &'a str,
+    },
+    /// Retries the entry, or those that the query names.
+    DlqRetry {
+        id: Option<&'a str>,
+    },
+    FlowKeys,
+    FlowKey {
+        key: &'a str,
+    },
+    FlowChange {
+        key: &'a str,
+        change: FlowChange,
+    },
+    GlobalParallelism,
     Logs,
     Events,
     /// Something that QStash may have and this server has not.
     Missing,
     /// Nothing of QStash's.
     Unknown,
+}
+
+/// What can be done to a flow-control key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FlowChange {
+    Pause,
+    Resume,
+    Pin,
+    Unpin,
+    ResetRate,
 }
 
 impl<'a> Call<'a> {
@@ -49,8 +86,10 @@ impl<'a> Call<'a> {
             ("v1" | "v2", "publish") => Self::Publish {
                 destination: rest.unwrap_or_default(),
             },
-            ("v1", _) | ("v2", "") => Self::Unknown,
+            ("v1" | "v2", "") => Self::Unknown,
             ("v2", resource) => Self::read_v2(resource, rest),
+            // The rest of the first version, and the older way to call language models.
+            ("v1" | "llm", _) => Self::Missing,
             _ => Self::Unknown,
         }
     }
@@ -75,11 +114,66 @@ impl<'a> Call<'a> {
                 }
                 _ => Self::Missing,
             },
-            ("messages", Some(id)) if !id.is_empty() && !id.contains('/') => Self::Message { id },
+            // An empty id is no id: clients are warned of what that does to a DELETE.
+            ("messages", None | Some("")) => Self::Messages,
+            ("messages", Some(id)) if !id.contains('/') => Self::Message { id },
+            ("queues", rest) => Self::read_queues(rest),
+            ("dlq", rest) => Self::read_dlq(rest),
+            ("flowcontrol", rest) => Self::read_flow_control(rest),
+            ("globalparallelism", None) => Self::GlobalParallelism,
             ("logs", None) => Self::Logs,
             ("events", None) => Self::Events,
             _ => Self::Missing,
         }
+    }
+
+    fn read_queues(rest: Option<&'a str>) -> Self {
+        let (name, action) = match rest {
+            None | Some("") => return Self::Queues,
+            Some(rest) => cut(rest),
+        };
+        match action.map(str::to_ascii_lowercase).as_deref() {
+            None => Self::Queue { name },
+            Some("pause") => Self::QueueSwitch { name, paused: true },
+            Some("resume") => Self::QueueSwitch {
+                name,
+                paused: false,
+            },
+            Some(_) => Self::Missing,
+        }
+    }
+
+    fn read_dlq(rest: Option<&'a str>) -> Self {
+        let (id, after) = match rest {
+            None | Some("") => return Self::Dlq,
+            Some(rest) => cut(rest),
+        };
+        match after {
+            None if id.eq_ignore_ascii_case("retry") => Self::DlqRetry { id: None },
+            None => Self::DlqEntry { id },
+            Some(after) if id.eq_ignore_ascii_case("retry") && !after.contains('/') => {
+                let id = Some(after).filter(|id| !id.is_empty());
+                Self::DlqRetry { id }
+            }
+            Some(_) => Self::Missing,
+        }
+    }
+
+    fn read_flow_control(rest: Option<&'a str>) -> Self {
+        let (key, action) = match rest {
+            None | Some("") => return Self::FlowKeys,
+            Some(rest) => cut(rest),
+        };
+        let change = match action.map(str::to_ascii_lowercase).as_deref() {
+            None => return Self::FlowKey { key },
+            Some("pause") => FlowChange::Pause,
+            Some("resume") => FlowChange::Resume,
+            Some("pin") => FlowChange::Pin,
+            Some("unpin") => FlowChange::Unpin,
+            Some("resetrate") => FlowChange::ResetRate,
+            Some(_) => return Self::Missing,
+        };
+        Self::FlowChange { key, change }
     }
 }
 
@@ -124,10 +218,16 @@ impl Query {
     pub(super) fn parameters(&self) -> Vec<(String, String)> {
         self.rest
             .split('&')
-            .filter_map(|pair| pair.split_once('='))
-            .map(|(name, value)| (decode(name), decode(value)))
+            .filter(|pair| !pair.is_empty())
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .map(|(name, value)| (decode_form(name), decode_form(value)))
             .collect()
     }
+}
+
+/// Undoes the encoding of a form, in which `+` is a space: so do all SDKs encode parameters.
+fn decode_form(text: &str) -> String {
+    decode(&text.replace('+', " "))
 }
 
 /// Undoes percent-encoding; what is not an escape stays.
@@ -176,6 +276,12 @@ pub enum NameError {
     /// It looks like a URL but begins like none: percent-encoding is the usual reason.
     #[error("invalid destination url: endpoint has invalid scheme, add http:// or https://")]
     Scheme,
+    /// It is the name of one of QStash's own integrations, such as `api/llm`.
+    #[error("{name} is not part of this development server")]
+    Api {
+        /// The name.
+        name: String,
+    },
     /// It begins like a URL and goes on like none.
     #[error("invalid destination url: {reason}")]
     Url {
@@ -198,6 +304,10 @@ impl Destination {
         }
         if is_url(text) {
             return check_url(text).map(|()| Self::Url(text.to_owned()));
+        }
+        if text.starts_with("api/") {
+            let name = text.to_owned();
+            return Err(NameError::Api { name });
         }
         if text.contains([':', '%', '/']) {
             return Err(NameError::Scheme);
@@ -267,9 +377,46 @@ mod tests {
             ("/v2/topics/a.b", Call::Topic { name: "a.b" }),
             ("/v2/Topics/a/Endpoints", Call::TopicEndpoints { name: "a" }),
             ("/v2/messages/msg_1", Call::Message { id: "msg_1" }),
-            ("/v2/messages", Call::Missing),
+            ("/v2/messages", Call::Messages),
+            ("/v2/messages/", Call::Messages),
+            ("/v2/messages/a/b", Call::Missing),
+            ("/v2/queues", Call::Queues),
+            ("/v2/queues/q", Call::Queue { name: "q" }),
+            (
+                "/v2/queues/q/Pause",
+                Call::QueueSwitch {
+                    name: "q",
+                    paused: true,
+                },
+            ),
+            (
+                "/v2/queues/q/resume",
+                Call::QueueSwitch {
+                    name: "q",
+                    paused: false,
+                },
+            ),
+            ("/v2/queues/q/x", Call::Missing),
+            ("/v2/dlq/", Call::Dlq),
+            ("/v2/dlq/1-0", Call::DlqEntry { id: "1-0" }),
+            ("/v2/dlq/retry", Call::DlqRetry { id: None }),
+            ("/v2/dlq/retry/", Call::DlqRetry { id: None }),
+            ("/v2/dlq/retry/1-0", Call::DlqRetry { id: Some("1-0") }),
+            ("/v2/dlq/1-0/x", Call::Missing),
+            ("/v2/flowControl", Call::FlowKeys),
+            ("/v2/flowControl/k", Call::FlowKey { key: "k" }),
+            (
+                "/v2/flowControl/k/resetRate",
+                Call::FlowChange {
+                    key: "k",
+                    change: FlowChange::ResetRate,
+                },
+            ),
+            ("/v2/flowControl/k/x", Call::Missing),
+            ("/v2/globalParallelism", Call::GlobalParallelism),
             ("/v2/schedules/x", Call::Missing),
-            ("/v1/topics", Call::Unknown),
+            ("/v1/topics", Call::Missing),
+            ("/llm/v1/chat/completions", Call::Missing),
             ("/v2", Call::Unknown),
             ("/", Call::Unknown),
             ("*", Call::Unknown),
@@ -310,12 +457,16 @@ mod tests {
         for text in [
             "https%3A%2F%2Fh",
             "ftp://h",
-            "api/llm",
+            "a/b",
             "https:/h",
             "localhost:3000",
         ] {
             assert_eq!(Destination::parse(text), Err(NameError::Scheme), "{text}");
         }
+        assert!(matches!(
+            Destination::parse("api/llm"),
+            Err(NameError::Api { .. })
+        ));
         assert!(matches!(
             Destination::parse("http://"),
             Err(NameError::Url { .. })

@@ -88,6 +88,7 @@ pub(super) fn answer(
 fn status_of(failure: &Failure) -> StatusCode {
     match failure {
         Failure::Group(GroupError::Unknown { .. }) => StatusCode::NOT_FOUND,
+        Failure::Group(GroupError::Quota { .. }) => StatusCode::PRECONDITION_FAILED,
         Failure::Group(GroupError::Name(_)) | Failure::Body(_) | Failure::Header { .. } => {
             StatusCode::BAD_REQUEST
         }
@@ -104,7 +105,9 @@ fn upsert(groups: &mut Groups, name: &str, body: &[u8], now: Timestamp) -> Resul
         name: endpoint.name.filter(|name| !name.is_empty()),
         url: endpoint.url.unwrap_or_default(),
     });
-    let done = groups.upsert(name, endpoints.collect(), now);
+    let endpoints: Vec<_> = endpoints.collect();
+    groups.check_room(name, &endpoints)?;
+    let done = groups.upsert(name, endpoints, now);
     Ok(done.map_err(GroupError::from)?)
 }
 

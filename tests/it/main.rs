@@ -18,12 +18,14 @@
 mod accept;
 /// Health, metrics, status.
 mod admin;
-/// The command line: mistakes, help, `dev`.
+/// The command line: mistakes, help, the sample of `dev`.
 mod cli;
 /// Process death with answers lost. Kills at random moments are in `tests/faults`.
 mod crash;
 /// What goes to QStash: headers, options, batches, queues, held destinations.
 mod deliver;
+/// `dev` and its page. In a browser: `tests/real/page`.
+mod dev;
 /// What the README says is so.
 mod docs;
 /// The way down, under load.

@@ -1,6 +1,6 @@
-// What the tests with a real Strapi share: it is installed once, laid out in a temporary folder,
-// started, and driven through its admin API. Everything listens on 127.0.0.1. Strapi's packages are
-// in ${STRAPI_QSTASH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/strapi-qstash-tests}/strapi-5.
+// What the tests with real counterparts share: packages are installed once, in
+// ${STRAPI_QSTASH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/strapi-qstash-tests}; Strapi is laid out in
+// a temporary folder, started, and driven through its admin API. Everything listens on 127.0.0.1.
 // Needs node 20 or later with npm, flock, and a C++ compiler for the first run.
 'use strict';
 const assert = require('node:assert');
@@ -32,19 +32,55 @@ const say = (text) => console.log(`${((Date.now() - started) / 1000).toFixed(1).
 const running = new Set();
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'strapi-qstash-test-'));
 
-// Runs a test to its end; its processes end with it, and its logs stay only when it failed.
+// Runs a test to its end, and says last what it returns; its processes end with it, and its logs
+// stay only when it failed.
 function runTest(main) {
   for (const signal of ['SIGINT', 'SIGTERM']) {
     process.on(signal, () => end(1));
   }
   main().then(
-    () => end(0),
+    (last = 'all green') => end(0, last),
     (error) => {
       console.error(error);
       console.error(`FAILED. The logs are in ${folder}`);
       end(1);
     },
   );
+}
+
+// Packages of npm, by name and version, in the cache; the folder that they are in.
+function installNpm(name, dependencies) {
+  const wanted = JSON.stringify({ name, private: true, version: '0.0.0', dependencies });
+  const install = 'printf %s "$2" > package.json; npm install --no-audit --no-fund --loglevel=error';
+  return path.join(installOnce(name, wanted, install), 'node_modules');
+}
+
+// A package of PyPI, by name and version; the Python that has it.
+function installPip(name, requirement) {
+  const install = 'python3 -m venv . && bin/pip install --quiet --disable-pip-version-check "$2"';
+  return path.join(installOnce(name, requirement, install), 'bin/python');
+}
+
+// Runs a script in a folder of the cache, unless it was done for the same `wanted`.
+function installOnce(name, wanted, install) {
+  const at = path.join(CACHE, name);
+  fs.mkdirSync(at, { recursive: true });
+  const script = `
+    cd "$1"
+    [ "$(cat installed 2> /dev/null)" = "$2" ] && exit
+    ${install}
+    printf %s "$2" > installed`;
+  execFileSync('flock', [`${at}.lock`, 'bash', '-ec', script, 'install', at, wanted], { stdio: 'inherit' });
+  return at;
+}
+
+// The binary, built if none is given.
+function build() {
+  if (process.env.STRAPI_QSTASH_BIN) {
+    return path.resolve(process.env.STRAPI_QSTASH_BIN);
+  }
+  execFileSync('cargo', ['build', '--quiet'], { cwd: ROOT, stdio: 'inherit' });
+  return path.resolve(ROOT, process.env.CARGO_TARGET_DIR || 'target', 'debug/strapi-qstash');
 }
 
 // One test installs at a time; the other waits and finds it done.
@@ -199,15 +235,15 @@ function freePort() {
   });
 }
 
-function end(code) {
+function end(code, last) {
   for (const child of running) {
     child.kill('SIGKILL');
   }
   if (code === 0) {
     fs.rmSync(folder, { recursive: true });
-    say('all green');
+    console.log(last);
   }
   process.exit(code);
 }
 
-module.exports = { CACHE, ROOT, folder, freePort, install, layOut, run, runTest, say, stop, until, withoutSettings };
+module.exports = { CACHE, ROOT, build, folder, freePort, install, layOut, run, runTest, say, stop, until, withoutSettings };

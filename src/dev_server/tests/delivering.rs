@@ -180,3 +180,55 @@ async fn everything_ends_while_messages_wait() {
     world.arrived(1).await;
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_wait_that_began_is_shortened_with_the_scale_of_time() {
+    let world = World::with(Settings::default()).await;
+    let failing = Reply::status(StatusCode::BAD_GATEWAY).times(1);
+    world.catcher.respond_with(failing);
+    let mut life = world.qstash.subscribe();
+    world.publish(&[], "x").await;
+    loop {
+        let step = tokio::time::timeout(SOON, life.recv()).await;
+        if let Progress::Retry { after, .. } = step.unwrap().unwrap().progress {
+            assert!(after > SOON, "{after:?}");
+            break;
+        }
+    }
+    world.qstash.set_time_scale(1_000.0);
+    world.arrived(2).await;
+    assert!((world.qstash.time_scale() - 1_000.0).abs() < f64::EPSILON);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_takes_too_long_is_tried_again() {
+    let world = World::new().await;
+    let slow = Reply::status(StatusCode::OK).after(SOON * 10).times(1);
+    world.catcher.respond_with(slow);
+    let id = world.publish(&[("upstash-timeout", "1s")], "x").await.id();
+    world.wait_until(|counts| counts.delivered == 1).await;
+    let log = world
+        .get(&format!("/v2/logs?messageId={id}&state=ERROR"))
+        .await;
+    assert_eq!(log["logs"][0]["error"], "context deadline exceeded");
+    assert_eq!(log["logs"][0].get("responseStatus"), None);
+    assert_eq!(log["logs"][0]["timeout"], 1_000);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_callback_carries_the_whole_answer() {
+    let world = World::new().await;
+    let mut reply = Reply::status(StatusCode::OK).times(1);
+    reply.body = vec![b'x'; 200_000].into();
+    world.catcher.respond_with(reply);
+    let told = world.catcher.url("/told");
+    world.publish(&[("upstash-callback", &told)], "x").await;
+    let callback = world.arrived(2).await.pop().unwrap();
+    assert_eq!(callback.path, "/told");
+    let told: Value = serde_json::from_slice(&callback.body).unwrap();
+    let body = told["body"].as_str().unwrap();
+    assert_eq!(body.len(), 266_668, "base64 of 200,000 bytes");
+    world.end().await;
+}

@@ -1,9 +1,12 @@
 //! The development server and the catcher, over real sockets.
 
+mod dead_letters;
 mod delivering;
 mod faults;
+mod flowing;
 mod managing;
 mod publishing;
+mod queueing;
 
 use std::time::Duration;
 
@@ -33,6 +36,11 @@ struct Answered {
 impl Answered {
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// The id of the message that was published.
+    fn id(&self) -> String {
+        self.json()["messageId"].as_str().unwrap().to_owned()
     }
 
     fn error(&self) -> String {
@@ -106,6 +114,21 @@ impl World {
         body: impl Into<reqwest::Body>,
     ) -> Answered {
         self.try_send(method, path, headers, body).await.unwrap()
+    }
+
+    /// The JSON of an answer that must be a good one.
+    async fn get(&self, path: &str) -> Value {
+        let answer = self.send("GET", path, &[], "").await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        answer.json()
+    }
+
+    /// The states of a message, oldest first, as the log has them.
+    async fn states(&self, id: &str) -> Vec<String> {
+        let log = self.get(&format!("/v2/logs?messageId={id}")).await;
+        let lines = log["logs"].as_array().unwrap().iter().rev();
+        let state = |line: &Value| line["state"].as_str().unwrap().to_owned();
+        lines.map(state).collect()
     }
 
     /// Publishes a body to the catcher.

@@ -1,13 +1,15 @@
 //! `dev`: the whole chain on one machine, with no account and no network: the sidecar, a
-//! QStash development server, and a catcher that plays the receiving API.
+//! QStash development server, a catcher that plays the receiving API, and a page that shows it.
+
+mod page;
+mod samples;
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,7 +18,8 @@ use super::serve::Signals;
 use crate::cli::{DevArgs, ServeArgs};
 use crate::config::{self, Config};
 use crate::dev_server::{
-    self, Catcher, CatcherSettings, DEVELOPMENT_TOKEN, DevServer, Progress, Received,
+    self, Catcher, CatcherSettings, DEVELOPMENT_CURRENT_KEY, DEVELOPMENT_NEXT_KEY,
+    DEVELOPMENT_TOKEN, DevServer, Progress, Received,
 };
 use crate::event::{Facts, STRAPI_EVENTS};
 use crate::router::Routing;
@@ -26,9 +29,6 @@ use crate::sockets::{Inherited, Sockets};
 
 /// The URL group of a chain that was given no route.
 const GROUP: &str = "strapi";
-
-/// A webhook captured from Strapi 5.54, byte for byte.
-const SAMPLE: &[u8] = include_bytes!("../../tests/fixtures/strapi/entry.publish.http");
 
 /// How long the sample may take from end to end.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,6 +54,7 @@ pub async fn run(args: &DevArgs) -> anyhow::Result<()> {
 /// All parts of the chain, running.
 struct Chain {
     sidecar: Sidecar,
+    page: Option<SocketAddr>,
     webhook: SocketAddr,
     secret: Option<Secret>,
     server: DevServer,
@@ -69,12 +70,18 @@ impl Chain {
     async fn start(args: &DevArgs) -> anyhow::Result<Self> {
         let qstash_listener = listen(&args.qstash_listen, "--qstash-listen").await?;
         let catcher_listener = listen(&args.catcher_listen, "--catcher-listen").await?;
+        // A sample on its way is told in words.
+        let page_listener = if args.send_sample {
+            None
+        } else {
+            Some(listen(&args.page_listen, "--page-listen").await?)
+        };
         let server_settings = dev_server::Settings {
             time_scale: args
                 .time_scale
                 .parse()
                 .ok()
-                .filter(|scale: &f64| *scale > 0.0)
+                .filter(|scale: &f64| *scale > 0.0 && scale.is_finite())
                 .with_context(|| {
                     format!(
                         "--time-scale: {:?} is no number above 0: write one such as 100",
@@ -126,8 +133,21 @@ impl Chain {
             .addresses()
             .first()
             .context("the sidecar listens nowhere")?;
+        let page = page_listener.as_ref().map(TcpListener::local_addr);
+        let page = page.transpose()?;
+        if let (Some(listener), Some(address)) = (page_listener, page) {
+            let parts = page::Parts {
+                webhook,
+                secret: secret.clone(),
+                buffer: sidecar.buffer().clone(),
+                server: server.clone(),
+                catcher: catcher.clone(),
+            };
+            page::start(listener, address, parts, &tasks, &shutdown);
+        }
         Ok(Self {
             sidecar,
+            page,
             webhook,
             secret,
             server,
@@ -140,27 +160,42 @@ impl Chain {
     }
 
     fn introduce(&self) -> anyhow::Result<()> {
+        if let Some(page) = self.page {
+            say(&format!(
+                "Open http://{page}/ to see each event's way, to send samples, and to make things fail.\n"
+            ))?;
+        }
         let webhook = self.webhook;
-        let authorization = match &self.secret {
-            Some(_) => " -H 'Authorization: Bearer YOUR-SECRET'",
-            None => "",
-        };
+        let server = self.server.url();
         say(&format!(
             "Everything runs on this machine:\n\
              \x20 sidecar                    http://{webhook}/webhook\n\
-             \x20 QStash development server  {}\n\
-             \x20 catcher, the receiving API {}\n",
-            self.server.url(),
+             \x20 QStash development server  {server}\n\
+             \x20 catcher, the receiving API {}",
             self.catcher.url("/"),
         ))?;
         if let Some(admin) = self.sidecar.admin_address() {
-            say(&format!("  status                     http://{admin}/\n"))?;
+            say(&format!("  status                     http://{admin}/"))?;
         }
+        let (header, authorization) = match &self.secret {
+            Some(_) => (
+                "\n  Headers: Authorization with the value Bearer YOUR-SECRET",
+                " -H 'Authorization: Bearer YOUR-SECRET'",
+            ),
+            None => ("", ""),
+        };
         say(&format!(
-            "In Strapi (npm run develop): Settings > Webhooks > Create new webhook, URL http://{webhook}/webhook\n\
+            "\nIn Strapi (npm run develop): Settings > Webhooks > Create new webhook\n\
+             \x20 Url: http://{webhook}/webhook{header}\n\
+             \x20 Events: what you like, then Save. Trigger sends a test.\n\
              Or without Strapi:\n\
              \x20 curl http://{webhook}/webhook{authorization} -H 'Content-Type: application/json' \\\n\
-             \x20   -d '{{\"event\":\"entry.publish\",\"model\":\"article\",\"uid\":\"api::article.article\",\"entry\":{{\"id\":1}}}}'\n"
+             \x20   -d '{{\"event\":\"entry.publish\",\"model\":\"article\",\"uid\":\"api::article.article\",\"entry\":{{\"id\":1}}}}'\n\
+             In your own code, for QStash's SDKs (Upstash's public values, for development only):\n\
+             \x20 QSTASH_URL={server}\n\
+             \x20 QSTASH_TOKEN={DEVELOPMENT_TOKEN}\n\
+             \x20 QSTASH_CURRENT_SIGNING_KEY={DEVELOPMENT_CURRENT_KEY}\n\
+             \x20 QSTASH_NEXT_SIGNING_KEY={DEVELOPMENT_NEXT_KEY}\n"
         ))
     }
 
@@ -186,25 +221,19 @@ impl Chain {
 
     /// Sends the captured webhook through the chain and tells its way.
     async fn send_sample(&self) -> anyhow::Result<()> {
-        let request = sample_for(self.webhook, self.secret.as_ref());
-        let body = body_of(SAMPLE);
+        let [sample, ..] = &samples::SAMPLES;
+        let body = sample.body();
         say(&format!(
             "Strapi → sidecar    entry.publish of api::article.article, {} bytes, as captured from Strapi 5",
             body.len()
         ))?;
         let started = Instant::now();
-        let answer = exchange(self.webhook, &request)
-            .await
-            .context("the sidecar did not answer")?;
+        let accepted = sample.send(self.webhook, self.secret.as_ref()).await?;
         let took = started.elapsed();
-        let head = answer.lines().next().unwrap_or_default().to_owned();
-        if !head.contains(" 202 ") {
-            bail!("the sidecar answered {head:?} instead of 202");
+        if !accepted.head.contains(" 202 ") {
+            bail!("the sidecar answered {:?} instead of 202", accepted.head);
         }
-        let id = answer
-            .lines()
-            .find_map(|line| line.strip_prefix("x-event-id: "))
-            .unwrap_or_default();
+        let id = accepted.event_id;
         say(&format!(
             "sidecar             202 after {:.1} ms: the event is on disk as {id}",
             took.as_secs_f64() * 1e3
@@ -261,7 +290,8 @@ fn tell_progress(progress: &Progress, message: &dev_server::Message) -> anyhow::
         Progress::Failed { error, .. } => say(&format!(
             "QStash → catcher    {kind} failed for good ({error})"
         )),
-        Progress::Active { .. } | Progress::Delivered { .. } => Ok(()),
+        Progress::Cancelled => say(&format!("QStash              {kind} cancelled")),
+        Progress::Active { .. } | Progress::Delivered { .. } | Progress::CancelRequested => Ok(()),
     }
 }
 
@@ -338,47 +368,6 @@ async fn listen(text: &str, flag: &str) -> anyhow::Result<TcpListener> {
     listener.with_context(|| {
         format!("could not listen on {address}; choose another address with {flag}")
     })
-}
-
-/// The captured request, for this sidecar: its path, and the secret where one is wanted.
-fn sample_for(webhook: SocketAddr, secret: Option<&Secret>) -> Vec<u8> {
-    let text = String::from_utf8_lossy(SAMPLE);
-    let (head, _) = text.split_once("\r\n\r\n").unwrap_or_default();
-    let mut lines = vec![
-        "POST /webhook HTTP/1.1".to_owned(),
-        format!("host: {webhook}"),
-    ];
-    for line in head.lines().skip(1) {
-        match line
-            .split_once(':')
-            .map(|(name, _)| name.to_ascii_lowercase())
-            .as_deref()
-        {
-            Some("host" | "connection") => {}
-            Some("authorization") => lines
-                .extend(secret.map(|secret| format!("Authorization: Bearer {}", secret.expose()))),
-            _ => lines.push(line.to_owned()),
-        }
-    }
-    lines.push("connection: close".to_owned());
-    let mut request = lines.join("\r\n").into_bytes();
-    request.extend_from_slice(b"\r\n\r\n");
-    request.extend_from_slice(body_of(SAMPLE));
-    request
-}
-
-fn body_of(request: &[u8]) -> &[u8] {
-    let end = request.windows(4).position(|four| four == b"\r\n\r\n");
-    end.and_then(|end| request.get(end + 4..))
-        .unwrap_or_default()
-}
-
-async fn exchange(address: SocketAddr, request: &[u8]) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(request).await?;
-    let mut answer = Vec::new();
-    tokio::time::timeout(SAMPLE_TIMEOUT, stream.read_to_end(&mut answer)).await??;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// To a person. A reader that went away, as in `dev | head`, ends the command.
