@@ -44,7 +44,8 @@
 //! order in which they stop) → [`config`] → [`inbound`], [`admin`], [`forwarder`] → [`buffer`],
 //! [`qstash`], [`router`] → [`destination`], [`event`], `describe`, `page`, `http`, [`sockets`],
 //! [`metrics`], [`clock`], [`secret`].
-//! [`inbound`] does not know the forwarder: the buffer is all they share. [`dev_server`] (a
+//! [`inbound`] does not know the forwarder: the buffer is all they share. [`receiver`] (the other
+//! end, for `verify`) shares with it how bodies are read. [`dev_server`] (a
 //! QStash on this machine, for `dev` and for the tests) is used by nothing else.
 //!
 //! # For receivers

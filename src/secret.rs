@@ -39,6 +39,22 @@ impl Secret {
         &self.0
     }
 
+    /// Takes this secret out of what somebody else wrote: a proxy that answers with the request
+    /// that it got must not bring it into logs and the buffer.
+    pub(crate) fn redact(&self, text: &mut Vec<u8>) {
+        const MARK: &[u8] = b"[redacted]";
+        let secret = self.0.as_bytes();
+        let mut from = 0;
+        while let Some(at) = text
+            .get(from..)
+            .and_then(|rest| rest.windows(secret.len()).position(|part| part == secret))
+        {
+            let at = from + at;
+            text.splice(at..at + secret.len(), MARK.iter().copied());
+            from = at + MARK.len();
+        }
+    }
+
     /// Whether `offered` is this secret, in a time that depends on neither: digests of equal
     /// length are compared, so that not even the secret's length can be measured.
     pub fn matches(&self, offered: &[u8]) -> bool {
@@ -57,6 +73,25 @@ impl fmt::Debug for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_is_taken_out_of_what_others_wrote() {
+        let secret = Secret::trimmed("s3cret").unwrap();
+        for (given, left) in [
+            ("nothing", "nothing"),
+            ("s3cret", "[redacted]"),
+            (
+                "a s3cret, s3crets3cret",
+                "a [redacted], [redacted][redacted]",
+            ),
+            ("s3cre", "s3cre"),
+            ("", ""),
+        ] {
+            let mut text = given.as_bytes().to_vec();
+            secret.redact(&mut text);
+            assert_eq!(text, left.as_bytes());
+        }
+    }
 
     #[test]
     fn what_a_person_pastes_around_a_secret_is_taken_off() {

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
 use crate::buffer::{Buffer, OpenError};
+use crate::clock;
 use crate::config::Config;
 use crate::forwarder::{Flow, Forwarder};
 use crate::inbound::{self, Admission, Inbound};
@@ -71,11 +72,15 @@ impl Sidecar {
     /// Starts all parts; when it returns, events are taken.
     pub async fn start(config: Config, sockets: &Sockets) -> Result<Self, StartError> {
         let (listeners, admin_listener) = sockets.listeners().map_err(StartError::Sockets)?;
+        let summary = config.summary();
         let buffer = Buffer::open(&config.buffer)?;
         let client = Arc::new(Client::new(config.qstash)?);
         let metrics = Arc::new(Metrics::default());
         let draining = Arc::new(AtomicBool::new(false));
-        let (flow, flow_seen) = watch::channel(Flow::default());
+        let (flow, flow_seen) = watch::channel(Flow {
+            since: clock::now(),
+            ..Flow::default()
+        });
         let retry_held = Arc::new(Notify::new());
         let (accepting, forwarding, attending) =
             (Part::default(), Part::default(), Part::default());
@@ -121,6 +126,7 @@ impl Sidecar {
                 router,
                 metrics: Arc::clone(&metrics),
                 flow: flow_seen,
+                summary,
                 retry_held,
                 is_local: listener
                     .local_addr()

@@ -18,7 +18,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use strapi_qstash::clock;
 use strapi_qstash::dev_server::{DEVELOPMENT_CURRENT_KEY, DEVELOPMENT_NEXT_KEY};
-use strapi_qstash::qstash::signature::{self, Keys};
+use strapi_qstash::signature::{self, Keys};
 use tokio::net::TcpListener;
 
 /// No message of QStash's largest plan is larger.

@@ -51,6 +51,8 @@ pub(crate) struct Admin {
     pub(crate) router: Arc<Router>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flow: watch::Receiver<Flow>,
+    /// The effective settings, without secrets.
+    pub(crate) summary: String,
     /// Has destinations that do not exist tried at once.
     pub(crate) retry_held: Arc<Notify>,
     /// Whether only this machine can reach the address.
@@ -184,13 +186,21 @@ impl Admin {
 
     async fn gauges(&self) -> Gauges {
         let oldest = self.buffer.oldest_pending().await.ok().flatten();
+        let usage = self.buffer.usage().await.ok();
+        let writable = *self.buffer.watch_health().borrow() == Health::Writable;
+        let (stopped, held) = {
+            let flow = self.flow.borrow();
+            let stopped = flow.stopped.as_ref().map(|(cause, _)| *cause);
+            (stopped, flow.held.len())
+        };
         Gauges {
-            accepted: self.buffer.accepted(),
             tally: self.buffer.tally(),
             oldest_age_seconds: oldest
                 .map_or(0.0, |oldest| clock::now().since(oldest).as_secs_f64()),
-            writable: *self.buffer.watch_health().borrow() == Health::Writable,
-            flowing: self.flow.borrow().stopped.is_none(),
+            writable,
+            usage,
+            stopped: stopped.map(cause_name),
+            held_destinations: held,
         }
     }
 
@@ -225,23 +235,41 @@ impl Admin {
     async fn status_json(&self) -> Answer {
         let gauges = self.gauges().await;
         let flow = self.flow.borrow().clone();
-        let cause = flow.stopped.as_ref().map(|(cause, _)| match cause {
-            Cause::Unreachable => "unreachable",
-            Cause::Unauthorized => "unauthorized",
-            Cause::Limited => "limited",
-        });
         let status = json!({
             "writable": gauges.writable,
-            "qstash": { "flowing": gauges.flowing, "cause": cause, "reason": flow.stopped.map(|(_, reason)| reason) },
+            "qstash": { "flowing": gauges.stopped.is_none(), "cause": gauges.stopped, "reason": flow.stopped.map(|(_, reason)| reason), "since": flow.since.to_string() },
             "held": flow.held,
             "events": {
                 "pending": gauges.tally.pending,
                 "delivered": gauges.tally.delivered,
                 "dead": gauges.tally.dead,
             },
+            "accepted": gauges.tally.accepted,
+            "discarded": gauges.tally.discarded,
+            "lost": gauges.tally.lost,
+            "buffer": gauges.usage.map(|usage| json!({
+                "used_bytes": usage.used_bytes,
+                "limit_bytes": usage.limit_bytes,
+                "disk_free_bytes": usage.free_bytes,
+            })),
             "oldest_age_seconds": gauges.oldest_age_seconds,
+            // The last sixty minutes, since the start: the one that is not over comes last.
+            "per_minute": {
+                "accepted": self.metrics.accepted_minutes.counts(),
+                "delivered": self.metrics.delivered_minutes.counts(),
+            },
+            "settings": self.summary,
             "version": env!("CARGO_PKG_VERSION"),
         });
         http::json(StatusCode::OK, &status)
+    }
+}
+
+/// As the metrics and the API have it: one of [`STOPPED_CAUSES`](crate::metrics::STOPPED_CAUSES).
+fn cause_name(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Unreachable => "unreachable",
+        Cause::Unauthorized => "unauthorized",
+        Cause::Limited => "limited",
     }
 }

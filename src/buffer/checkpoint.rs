@@ -1,8 +1,7 @@
 //! When the log is copied into the file, and by whom.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -36,6 +35,15 @@ struct Progress {
     running: AtomicBool,
     /// Frames that are in the file, told once per pass; taken by the writer.
     copied: AtomicU32,
+    /// What the writer has to begin anew for: an fsync of the file that failed lost what passes
+    /// before it have copied.
+    failed: Mutex<Option<StoreError>>,
+}
+
+impl Progress {
+    fn failure(&self) -> MutexGuard<'_, Option<StoreError>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Copying {
@@ -56,10 +64,11 @@ impl Copying {
                         while woken.recv().is_ok() {
                             match checkpointer.run() {
                                 Ok(copied) => progress.copied.store(copied, Ordering::Relaxed),
-                                Err(error) => warn!(
+                                Err(error) if error.may_pass() => warn!(
                                     error = &error as &dyn std::error::Error,
                                     "Checkpoint failed, will try again"
                                 ),
+                                Err(error) => *progress.failure() = Some(error),
                             }
                             progress.running.store(false, Ordering::Release);
                         }
@@ -91,6 +100,9 @@ impl Copying {
     /// Between two commits: starts a pass, or finishes one. Without a reserve the log must not
     /// grow beyond the room that it has.
     pub(super) fn step(&mut self, store: &Store, has_reserve: bool) -> Result<(), StoreError> {
+        if let Some(error) = self.progress.failure().take() {
+            return Err(error);
+        }
         let frames = store.log_frames();
         let (enough, longest) = match has_reserve {
             true => (self.enough, self.longest),
@@ -119,17 +131,23 @@ impl Copying {
         }
     }
 
+    /// Waits for the checkpointer: whoever closes the buffer may rely on nobody using the file.
+    /// Whether it failed at last.
+    pub(super) fn end(&mut self) -> bool {
+        self.wake = None;
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok(); // its panic has been reported by the panic hook
+        }
+        self.progress.failure().is_some()
+    }
+
     fn is_running(&self) -> bool {
         self.progress.running.load(Ordering::Acquire)
     }
 }
 
-/// Waits for the checkpointer: whoever closes the buffer may rely on nobody using the file.
 impl Drop for Copying {
     fn drop(&mut self) {
-        self.wake = None;
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok(); // its panic has been reported by the panic hook
-        }
+        self.end();
     }
 }

@@ -13,6 +13,7 @@ mod lock;
 mod observer;
 mod opening;
 mod outcomes;
+mod reading;
 mod record;
 mod reopening;
 mod reserve;
@@ -26,16 +27,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout;
-use tracing::error;
 
 pub use self::lock::LockError;
 pub use self::observer::{ObserveError, Observer, Whole};
 use self::opening::{Left, Opener};
+use self::reading::Asked;
 pub use self::record::{
     Address, Change, EventState, Fate, Filter, Found, ListFrom, Listed, NewEvent, Page, Pending,
     Seq, Settlement, Step, StepKind, StoredBody, StoredPayload, Tally, Verdict,
@@ -55,9 +56,6 @@ const WAITING_COMMANDS: usize = 1024;
 
 /// Reads that may wait for the reader; the forwarder asks for one thing at a time per request.
 const WAITING_READS: usize = 64;
-
-/// What cannot be read may be damaged, or the disk fails: so often it is looked which.
-const LOOK_AT_DISK: Duration = Duration::from_secs(10);
 
 /// Where and how much is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,16 +139,19 @@ pub struct Buffer {
     reads: mpsc::Sender<Asked>,
     shared: Arc<Shared>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    settings: Arc<Settings>,
 }
 
-/// What the reader is asked: to read something, or to end.
-enum Asked {
-    Read(Read),
-    Close,
+/// How much of the disk a buffer takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that events take in the file.
+    pub used_bytes: u64,
+    /// What they may take.
+    pub limit_bytes: u64,
+    /// What is free on the disk beside; `None` where that cannot be told.
+    pub free_bytes: Option<u64>,
 }
-
-/// Says whether the file turned out to be damaged.
-type Read = Box<dyn FnOnce(Result<&Reader, StoreError>) -> bool + Send>;
 
 impl Buffer {
     /// Opens the buffer, or creates it. Refused while another sidecar has it, and for what only
@@ -191,6 +192,7 @@ impl Buffer {
 
         let (commands, waiting) = mpsc::channel(WAITING_COMMANDS);
         let (reads, asked) = mpsc::channel(WAITING_READS);
+        opener.follow(reads.downgrade());
         let writer = {
             let (shared, settings) = (Arc::clone(&shared), settings.clone());
             spawn("buffer-writer", move || {
@@ -201,7 +203,7 @@ impl Buffer {
             let (shared, path, commands) =
                 (Arc::clone(&shared), path.to_owned(), commands.downgrade());
             spawn("buffer-reader", move || {
-                run_reader(&path, asked, &shared, &commands);
+                reading::run(&path, asked, &shared, &commands);
             })?
         };
         Ok(Self {
@@ -209,6 +211,7 @@ impl Buffer {
             reads,
             shared,
             threads: Arc::new(Mutex::new(vec![writer, reader])),
+            settings: Arc::new(settings.clone()),
         })
     }
 
@@ -291,10 +294,14 @@ impl Buffer {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Events appended since the start. Counted where they are committed: a caller that went
-    /// away does not count its own.
-    pub fn accepted(&self) -> u64 {
-        self.shared.accepted.load(Ordering::Relaxed)
+    /// How much of the disk it takes.
+    pub async fn usage(&self) -> Result<Usage, StoreError> {
+        let used_bytes = self.read(Reader::used_bytes).await?;
+        Ok(Usage {
+            used_bytes,
+            limit_bytes: self.settings.max_bytes,
+            free_bytes: reserve::Disk::of(&self.settings.path).map(|disk| disk.free),
+        })
     }
 
     /// Told after each commit that brought something to publish.
@@ -423,42 +430,6 @@ impl Buffer {
         let sent = self.reads.send(Asked::Read(read)).await;
         sent.map_err(|_closed| StoreError::NotOpen)?;
         answered.await.map_err(|_closed| StoreError::NotOpen)?
-    }
-}
-
-/// Reads on a connection of its own, which follows the writer to each new file.
-fn run_reader(
-    path: &Path,
-    mut asked: mpsc::Receiver<Asked>,
-    shared: &Shared,
-    commands: &mpsc::WeakSender<Command>,
-) {
-    let mut open: Option<(u64, Reader)> = None;
-    let mut next_look = Instant::now();
-    while let Some(Asked::Read(read)) = asked.blocking_recv() {
-        let generation = shared.generation.load(Ordering::Acquire);
-        let reader = match open.take_if(|(opened, _)| *opened == generation) {
-            Some(reader) => Ok(reader),
-            None if generation == 0 => Err(StoreError::NotOpen),
-            None => Reader::open(path).map(|reader| (generation, reader)),
-        };
-        let is_damaged = match reader {
-            Ok(reader) => read(Ok(&open.insert(reader).1)),
-            Err(error) => read(Err(error)),
-        };
-        if !is_damaged || Instant::now() < next_look {
-            continue;
-        }
-        next_look = Instant::now() + LOOK_AT_DISK;
-        match (store::try_reading(path), commands.upgrade()) {
-            (Ok(()), Some(commands)) => {
-                commands.blocking_send(Command::Damaged { generation }).ok(); // it is closed
-            }
-            (Err(error), _) => {
-                error!(%error, "The disk of the buffer cannot be read, what is there waits")
-            }
-            (Ok(()), None) => {}
-        }
     }
 }
 

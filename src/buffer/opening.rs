@@ -5,9 +5,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::lock::{self, Lock};
+use super::reading::{self, Asked};
 use super::reserve::{Disk, Reserve};
 use super::store::{Rescued, Store, StoreError, log, rescue, settle_rescue, try_reading};
 use super::{LockError, Settings, Tally};
@@ -22,6 +24,8 @@ pub(super) struct Opener {
     settings: Settings,
     lock: Option<Lock>,
     pub(super) reserve: Reserve,
+    /// There is none before the buffer was opened, or given up, for the first time.
+    reader: Option<mpsc::WeakSender<Asked>>,
 }
 
 /// In which state the buffer was left.
@@ -42,7 +46,13 @@ impl Opener {
             reserve: Reserve::of(&settings.path),
             settings: settings.clone(),
             lock: None,
+            reader: None,
         }
+    }
+
+    /// This one has to be away when the file is opened after something failed.
+    pub(super) fn follow(&mut self, reader: mpsc::WeakSender<Asked>) {
+        self.reader = Some(reader);
     }
 
     pub(super) fn open(&mut self, left: &mut Left) -> Result<(Store, Tally), StoreError> {
@@ -68,6 +78,12 @@ impl Opener {
         if matches!(left, Left::Moved(_) | Left::Damaged) {
             *left = Left::Failed; // the new file is in place, whatever happens now
         }
+        // Which pages of the log are in the file is known for as long as anybody has it open,
+        // and wrong after an fsync that failed: then all of them must be copied once more.
+        let _away = match left {
+            Left::Failed => self.reader.as_ref().and_then(reading::send_away),
+            _ => None,
+        };
         let store = match self.open_with_room(&path) {
             // Another program's file that was named by mistake must not be touched.
             Err(StoreError::NotABuffer) if !is_ours => return Err(StoreError::NotABuffer),

@@ -285,7 +285,8 @@ pub enum Change {
     Discard(Vec<Seq>),
 }
 
-/// How many events are in each state.
+/// How many events are in each state, and what became of all others that ever came, as of one
+/// commit: none is in two places, or in none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tally {
     /// To be published.
@@ -294,6 +295,21 @@ pub struct Tally {
     pub delivered: i64,
     /// Dead letters.
     pub dead: i64,
+    /// Delivered, and no longer kept.
+    pub forgotten: i64,
+    /// Discarded by hand.
+    pub discarded: i64,
+    /// All that ever came.
+    pub accepted: i64,
+    /// Lost with a file that was damaged.
+    pub lost: i64,
+}
+
+impl Tally {
+    /// All that are accounted for: as many as ever came.
+    pub fn sum(&self) -> i64 {
+        self.pending + self.delivered + self.dead + self.forgotten + self.discarded + self.lost
+    }
 }
 
 /// The bytes of an event, as they are stored.

@@ -62,7 +62,6 @@ pub(super) struct Shared {
     pub(super) appended: Notify,
     /// Events became pending behind those that came before them.
     pub(super) replayed: AtomicBool,
-    pub(super) accepted: AtomicU64,
     /// Counts the times that the file was opened; 0 before the first.
     pub(super) generation: AtomicU64,
 }
@@ -74,7 +73,6 @@ impl Default for Shared {
             tally: Mutex::default(),
             appended: Notify::new(),
             replayed: AtomicBool::new(false),
-            accepted: AtomicU64::new(0),
             generation: AtomicU64::new(0),
         }
     }
@@ -132,7 +130,6 @@ pub(super) fn run(
                     return;
                 };
                 shared.opened(tally);
-                shared.accepted.fetch_add(carried.events, Ordering::Relaxed);
                 carried.waiting.drain(..).for_each(|done| {
                     done.send(Ok(())).ok(); // the caller may have gone
                 });
@@ -144,11 +141,17 @@ pub(super) fn run(
         // answer. Without this the sidecar would go on with nobody writing.
         let served = catch_unwind(AssertUnwindSafe(|| writer.serve(&mut commands, waiting)));
         let cause = match served {
-            Ok(Ended::Closed) => return,
+            Ok(Ended::Closed) => {
+                if writer.copying.end() {
+                    writer.store.keep_log();
+                }
+                return;
+            }
             Ok(Ended::Failed(cause)) => cause,
             Err(_panic) => Arc::new(StoreError::Panicked),
         };
         shared.failed(&cause);
+        writer.store.keep_log();
         carried = std::mem::take(&mut writer.carried);
         unanswered = std::mem::take(&mut writer.unanswered);
         unanswered.extend(std::mem::take(&mut writer.outcomes).into_commands());
@@ -167,13 +170,14 @@ enum Ended {
 }
 
 pub(super) struct Writer<'a> {
+    /// Before the store, which is then the last to close the file, and removes the log.
+    copying: Copying,
     pub(super) store: Store,
     pub(super) reserve: &'a mut Reserve,
     pub(super) shared: &'a Shared,
     pub(super) settings: &'a Settings,
     /// Whether there may be history to remove or free pages to give back.
     tidying: bool,
-    copying: Copying,
     /// The reserve is not tried to be taken back before this.
     pub(super) reserve_look: Instant,
     outcomes: Outcomes,
@@ -186,7 +190,6 @@ pub(super) struct Writer<'a> {
 /// carried over.
 #[derive(Default)]
 struct Carried {
-    events: u64,
     waiting: Vec<oneshot::Sender<Result<(), AppendError>>>,
 }
 
@@ -351,8 +354,6 @@ impl<'a> Writer<'a> {
         }
         match &appended {
             Ok(_) if !events.is_empty() => {
-                let count = events.len() as u64;
-                self.shared.accepted.fetch_add(count, Ordering::Relaxed);
                 self.shared.set_health(Health::Writable);
             }
             Err(failure) if is_full(failure) => self.shared.set_health(Health::Full),
@@ -364,7 +365,6 @@ impl<'a> Writer<'a> {
         }
         match appended {
             Err(failure) if matches!(*failure, StoreError::Moved) => {
-                self.carried.events = events.len() as u64;
                 let appends = appends.drain(..).map(|(_, done)| done);
                 let settled = self.outcomes.committed(settled_count);
                 self.carried.waiting = appends.chain(settled).collect();

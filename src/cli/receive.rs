@@ -13,7 +13,7 @@ pub struct VerifyArgs {
         env = "STRAPI_QSTASH_UPSTREAM"
     )]
     pub upstream: String,
-    /// Where QStash delivers, through whatever stands between [default: 127.0.0.1:8790]
+    /// Where QStash delivers, through whatever stands between [default: 127.0.0.1:8791]
     #[arg(long, value_name = "ADDR", env = "STRAPI_QSTASH_LISTEN")]
     pub listen: Option<String>,
     /// What deliveries are signed with. Prefer the environment or the file: flags are visible in

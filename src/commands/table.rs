@@ -87,6 +87,7 @@ impl Layout {
             line.push_str(&cell);
             gap = GAP + width.saturating_sub(cell.width());
         }
+        line.truncate(line.trim_end().len()); // the last cells may be empty
         line
     }
 }

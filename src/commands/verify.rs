@@ -60,7 +60,7 @@ fn check(args: &VerifyArgs) -> Result<(Settings, LogSettings, Duration), Mistake
     let mut mistakes = Mistakes::default();
     let listen = match config::given(&args.listen) {
         Some(text) => mistakes.check("--listen", config::address(text)),
-        None => Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8790)),
+        None => Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8791)),
     };
     let upstream = mistakes.check("--upstream", url(&args.upstream));
     let public_url = match config::given(&args.public_url) {

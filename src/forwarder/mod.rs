@@ -28,7 +28,7 @@ use self::breaker::{Breaker, Permit};
 use self::publish::{Attempt, Published};
 use self::window::{Entry, Window};
 use crate::buffer::{AppendError, Buffer, Pending, Seq, Settlement, Verdict};
-use crate::clock;
+use crate::clock::{self, Timestamp};
 use crate::destination::{DeliveryOptions, Destination};
 use crate::metrics::Metrics;
 use crate::qstash::Client;
@@ -84,6 +84,8 @@ impl Default for Settings {
 pub(crate) struct Flow {
     /// Why nothing flows, and in which words; `None` while it does.
     pub(crate) stopped: Option<(Cause, String)>,
+    /// Since when it does, or does not.
+    pub(crate) since: Timestamp,
     /// Destinations that do not exist, in the order of their names.
     pub(crate) held: Vec<String>,
 }

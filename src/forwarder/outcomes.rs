@@ -22,6 +22,9 @@ impl Forwarder {
     /// Takes in what a request brought.
     pub(super) fn published(&self, state: &mut State, published: Published) {
         state.requests -= 1;
+        if !published.took.is_zero() {
+            self.metrics.publish_seconds.observe(published.took);
+        }
         let now = Instant::now();
         let alone = published.size == 1;
         let mut settlements = Vec::with_capacity(published.size);
@@ -162,8 +165,12 @@ impl Forwarder {
                                 "QStash takes no more for now, events are kept"
                             ),
                         }
-                        self.flow
-                            .send_modify(|flow| flow.stopped = Some((cause, reason)));
+                        self.flow.send_modify(|flow| {
+                            if flow.stopped.is_none() {
+                                flow.since = clock::now();
+                            }
+                            flow.stopped = Some((cause, reason));
+                        });
                     }
                     Change::None | Change::Closed => debug!(reason, "Publish failed, will retry"),
                 }
@@ -172,7 +179,10 @@ impl Forwarder {
                 self.metrics.publishes_ok.add();
                 if state.breaker.succeeded(took) == Change::Closed {
                     info!("QStash takes events again");
-                    self.flow.send_modify(|flow| flow.stopped = None);
+                    self.flow.send_modify(|flow| {
+                        flow.stopped = None;
+                        flow.since = clock::now();
+                    });
                 }
             }
             // Nothing was tried: its event was gone.
@@ -184,6 +194,7 @@ impl Forwarder {
     /// One line for each delivered event.
     fn delivered(&self, entry: &Entry, message_ids: &[String], duplicate: bool, took: Duration) {
         self.metrics.delivered.add();
+        self.metrics.delivered_minutes.add();
         if duplicate {
             self.metrics.duplicates.add();
         }

@@ -1,7 +1,7 @@
 //! Publishing before the answer: Strapi's Trigger button, which tests the whole way, and
 //! events that could not be made durable.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 use tokio::time::timeout;
@@ -114,6 +114,7 @@ impl Inbound {
             destination,
             payload: &event.payload,
         };
+        let started = Instant::now();
         let published = timeout(
             PUBLISH_TIMEOUT,
             self.client.publish(message, PUBLISH_TIMEOUT),
@@ -124,8 +125,10 @@ impl Inbound {
             broke: true,
             reason: "no answer in time".to_owned(),
         });
+        self.metrics.publish_seconds.observe(started.elapsed());
         if let Outcome::Accepted { message_ids, .. } = &outcome {
             self.metrics.delivered.add();
+            self.metrics.delivered_minutes.add();
             info!(
                 event.id = %event.id,
                 event.kind = event.facts.kind,

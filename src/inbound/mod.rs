@@ -8,11 +8,12 @@
 mod admission;
 mod direct;
 mod request;
+mod trace;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use hyper::body::Incoming;
@@ -137,10 +138,9 @@ impl Inbound {
             Err(error) => (Facts::default(), Some(error)),
         };
         let facts = request::with_kind(facts, &head.headers);
-        let payload = Payload {
-            headers: request::for_receiver(&head.headers, &facts.kind),
-            body,
-        };
+        let mut headers = request::for_receiver(&head.headers, &facts.kind);
+        trace::ensure(&mut headers, id);
+        let payload = Payload { headers, body };
         let event = Event {
             id,
             received_at: clock::now(),
@@ -181,8 +181,11 @@ impl Inbound {
             address: Some((&destination).into()),
             fate: Fate::Pending { failed: None },
         };
+        let started = Instant::now();
         match self.buffer.append(new).await {
             Ok(()) => {
+                self.metrics.ack_seconds.observe(started.elapsed());
+                self.metrics.accepted_minutes.add();
                 debug!(event.id = %spare.id, event.kind = spare.facts.kind, destination = %destination, "Accepted");
                 plain(StatusCode::ACCEPTED, "")
             }
@@ -225,7 +228,10 @@ impl Inbound {
             })
             .await
         {
-            Ok(()) => answer,
+            Ok(()) => {
+                self.metrics.accepted_minutes.add();
+                answer
+            }
             Err(error) => {
                 self.metrics.refused_unavailable.add();
                 error!(

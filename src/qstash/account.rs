@@ -300,8 +300,10 @@ impl Account {
             .bytes()
             .await
             .map_err(|error| unreachable(describe(&error)))?;
+        let mut body = body.to_vec();
+        token.redact(&mut body);
         if status.is_success() {
-            return Ok((seen, body.to_vec()));
+            return Ok((seen, body));
         }
         let reason = words(&body);
         let is_about_the_token = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use reqwest::header::{DATE, HeaderMap, LOCATION, RETRY_AFTER};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::clock::Timestamp;
 
@@ -31,7 +31,7 @@ const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 pub enum Outcome {
     /// QStash has it.
     Accepted {
-        /// Its message ids, one for each endpoint; empty where the answer named none.
+        /// Its message ids, one for each endpoint; none where a group has no endpoints.
         message_ids: Vec<String>,
         /// QStash knew the deduplication id: it had the message already.
         duplicate: bool,
@@ -157,7 +157,7 @@ impl Answer<'_> {
                 self.headers
                     .get(LOCATION)
                     .and_then(|to| to.to_str().ok())
-                    .unwrap_or("nowhere"),
+                    .map_or_else(|| "nowhere".to_owned(), clip),
             )),
             // 407 is a proxy's, 408 and 425 ask for another try.
             407 | 408 | 425 => Outcome::Unreachable {
@@ -286,31 +286,33 @@ fn read_message(answer: &Value) -> Outcome {
         let reason = format!("QStash refused it in a batch: {words}");
         return read_refusal(&words, reason);
     }
-    let id = |message: &&Map<String, Value>| Some(message.get("messageId")?.as_str()?.to_owned());
-    let is_duplicate = |message: &&Map<String, Value>| {
-        message
-            .get("deduplicated")
-            .and_then(Value::as_bool)
-            .unwrap_or(false)
-    };
     Outcome::Accepted {
-        message_ids: accepted.iter().filter_map(id).collect(),
-        duplicate: accepted.iter().any(is_duplicate),
+        duplicate: accepted.iter().any(|message| message.duplicate),
+        message_ids: accepted.into_iter().map(|message| message.id).collect(),
     }
 }
 
 /// What an answer says of one message.
-enum Element<'a> {
-    Accepted(&'a Map<String, Value>),
+enum Element {
+    Accepted(Taken),
     Refused(String),
 }
 
-impl<'a> Element<'a> {
-    /// `None`: nothing that QStash says.
-    fn of(value: &'a Value) -> Option<Self> {
+/// A message that QStash has.
+struct Taken {
+    id: String,
+    duplicate: bool,
+}
+
+impl Element {
+    /// `None`: nothing that QStash says. An object without a message id is any health check's.
+    fn of(value: &Value) -> Option<Self> {
         let object = value.as_object()?;
         match object.get("error") {
-            None | Some(Value::Null) => Some(Self::Accepted(object)),
+            None | Some(Value::Null) => Some(Self::Accepted(Taken {
+                id: object.get("messageId")?.as_str()?.to_owned(),
+                duplicate: object.get("deduplicated").and_then(Value::as_bool) == Some(true),
+            })),
             Some(error) => error.as_str().map(|words| Self::Refused(clip(words))),
         }
     }
@@ -439,7 +441,6 @@ mod tests {
                 r#"{"messages":[{"messageId":"a"},{"messageId":"b"}]}"#,
                 accepted(&["a", "b"], false),
             ),
-            (200, "{}", accepted(&[], false)),
             (200, "[]", accepted(&[], false)),
             (
                 200,
@@ -471,6 +472,26 @@ mod tests {
                 matches!(outcome, BatchOutcome::Whole(Outcome::Unreachable { .. })),
                 "{body}: {outcome:?}"
             );
+        }
+    }
+
+    #[test]
+    fn only_what_has_a_message_id_is_accepted() {
+        for body in [
+            "{}",
+            r#"{"status":"ok"}"#,
+            r#"{"messageId":7}"#,
+            r#"[{"messageId":"a"},{"messageId":null}]"#,
+            r#"{"messages":[{"url":"https://x"}]}"#,
+        ] {
+            assert_eq!(kind(&message(200, body, &[])), "unreachable", "{body}");
+            let BatchOutcome::Each(outcomes) =
+                batch(200, &format!(r#"[{body},{{"messageId":"a"}}]"#), 2)
+            else {
+                panic!("{body}")
+            };
+            assert_eq!(kind(&outcomes[0]), "unreachable", "{body}");
+            assert_eq!(outcomes[1], accepted(&["a"], false));
         }
     }
 
@@ -560,7 +581,7 @@ mod tests {
     #[test]
     fn every_status_has_an_outcome_and_only_2xx_delivers() {
         for status in 200..=599 {
-            let outcome = kind(&message(status, "{}", &[]));
+            let outcome = kind(&message(status, r#"{"messageId":"a"}"#, &[]));
             assert_eq!(outcome == "accepted", status < 300, "{status}: {outcome}");
         }
     }
@@ -646,5 +667,12 @@ mod tests {
         };
         assert!(reason.chars().count() < 400, "{}", reason.len());
         assert!(!reason.contains(['\n', '\t', '\x1b']), "{reason}");
+        let location = format!("https://x/\t{}", "word".repeat(10_000));
+        let Outcome::Unreachable { reason, .. } = message(307, "", &[("location", &location)])
+        else {
+            panic!()
+        };
+        assert!(reason.chars().count() < 400, "{}", reason.len());
+        assert!(!reason.contains('\t'), "{reason}");
     }
 }

@@ -221,6 +221,7 @@ impl Client {
                 break; // what is cut short is no JSON, and so no success
             }
         }
+        token.redact(&mut body);
         Ok((response, body))
     }
 

@@ -6,6 +6,9 @@ mod account;
 mod answer;
 mod base_url;
 mod client;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod message;
 pub mod signature;
 pub(crate) mod tls;

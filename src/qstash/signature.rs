@@ -195,6 +195,24 @@ pub fn verify(
     now: Timestamp,
     tolerance: Duration,
 ) -> Result<Claims, SignatureError> {
+    let claims = verify_claims(keys, signature, url, now, tolerance)?;
+    claims.verify_body(body)?;
+    Ok(claims)
+}
+
+/// The same as [`verify`] before the body is there, so that no body has to be read whose
+/// signature is wrong; [`Claims::verify_body`] is the rest.
+///
+/// # Errors
+///
+/// Those of [`verify`] but for [`SignatureError::Body`].
+pub fn verify_claims(
+    keys: &Keys,
+    signature: &str,
+    url: Option<&str>,
+    now: Timestamp,
+    tolerance: Duration,
+) -> Result<Claims, SignatureError> {
     let claims = authentic_claims(keys, signature)?;
     if claims.iss != ISSUER {
         return Err(SignatureError::Issuer { issuer: claims.iss });
@@ -209,12 +227,23 @@ pub fn verify(
     if url.is_some_and(|url| url != claims.sub) {
         return Err(SignatureError::Url { signed: claims.sub });
     }
-    let ours = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, body));
-    let theirs = claims.body.trim_end_matches('=');
-    if !bool::from(ours.as_bytes().ct_eq(theirs.as_bytes())) {
-        return Err(SignatureError::Body);
-    }
     Ok(claims)
+}
+
+impl Claims {
+    /// Whether they were made for this body, byte for byte.
+    ///
+    /// # Errors
+    ///
+    /// [`SignatureError::Body`] if not.
+    pub fn verify_body(&self, body: &[u8]) -> Result<(), SignatureError> {
+        let ours = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, body));
+        let theirs = self.body.trim_end_matches('=');
+        match bool::from(ours.as_bytes().ct_eq(theirs.as_bytes())) {
+            true => Ok(()),
+            false => Err(SignatureError::Body),
+        }
+    }
 }
 
 /// The claims, once one of the keys is known to have signed them.

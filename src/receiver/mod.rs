@@ -11,6 +11,7 @@
 mod repeats;
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +36,7 @@ use crate::clock;
 use crate::http::{self, Answer, plain};
 use crate::inbound::{Admission, Unread, read_body};
 use crate::qstash::{ClientError, ExtraRoots, tls};
-use crate::signature::{self, Keys, SignatureError};
+use crate::signature::{self, Claims, Keys, SignatureError};
 
 /// How far QStash's clock and ours may be apart.
 const TOLERANCE: Duration = Duration::from_secs(30);
@@ -104,6 +105,17 @@ enum Failed {
     Redirect(StatusCode),
 }
 
+impl Failed {
+    /// What lies at the bottom of it, without the layers between.
+    fn cause(&self) -> Option<String> {
+        let mut cause = self.source()?;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        Some(cause.to_string())
+    }
+}
+
 impl Receiver {
     pub(crate) fn new(settings: Settings, passing: TaskTracker) -> Result<Arc<Self>, ClientError> {
         let mut api = reqwest::Client::builder()
@@ -142,13 +154,17 @@ impl Receiver {
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         let limit = self.settings.max_body;
+        // No stranger's body is read: it would take room from what QStash brings.
+        let claims = match self.claims(&head) {
+            Ok(claims) => claims,
+            Err(error) => return refuse(&error),
+        };
         let (body, room) = match read_body(body, limit, &self.admission).await {
             Ok(read) => read,
             Err(unread) => return refuse_body(&unread, limit),
         };
-        if let Err(error) = self.check(&head, &body) {
-            warn!(%error, "Delivery is refused");
-            return plain(StatusCode::UNAUTHORIZED, error.to_string());
+        if let Err(error) = claims.verify_body(&body) {
+            return refuse(&error);
         }
         let receiver = Arc::clone(&self);
         let passing = self.passing.spawn(async move {
@@ -164,7 +180,7 @@ impl Receiver {
         })
     }
 
-    fn check(&self, head: &request::Parts, body: &[u8]) -> Result<(), SignatureError> {
+    fn claims(&self, head: &request::Parts) -> Result<Claims, SignatureError> {
         let token = text(&head.headers, signature::HEADER);
         let url = self.settings.public_url.as_ref().map(|public| {
             let target = head
@@ -174,7 +190,7 @@ impl Receiver {
             joined(public, target)
         });
         let (keys, now) = (&self.settings.keys, clock::now());
-        signature::verify(keys, token, body, url.as_deref(), now, TOLERANCE).map(drop)
+        signature::verify_claims(keys, token, url.as_deref(), now, TOLERANCE)
     }
 
     /// Passes a delivery on, unless the API has it. While another try of the same is on its
@@ -217,19 +233,21 @@ impl Receiver {
                 answer
             }
             Err(failed) => {
-                let error = anyhow::Error::new(failed);
                 warn!(
                     message_id = id,
                     event.kind = kind,
                     elapsed_ms,
-                    error = format!("{error:#}"),
+                    error = %failed,
+                    cause = failed.cause(),
                     "Not passed on, QStash will try again"
                 );
-                let status = match error.downcast_ref() {
-                    Some(Failed::Silent) => StatusCode::GATEWAY_TIMEOUT,
-                    _ => StatusCode::BAD_GATEWAY,
+                let status = match failed {
+                    Failed::Silent => StatusCode::GATEWAY_TIMEOUT,
+                    Failed::Away(_) | Failed::Broken(_) | Failed::Redirect(_) => {
+                        StatusCode::BAD_GATEWAY
+                    }
                 };
-                plain(status, error.to_string())
+                plain(status, failed.to_string())
             }
         }
     }
@@ -270,6 +288,11 @@ impl Receiver {
         *answer.headers_mut() = headers;
         Ok(answer)
     }
+}
+
+fn refuse(error: &SignatureError) -> Answer {
+    warn!(%error, "Delivery is refused");
+    plain(StatusCode::UNAUTHORIZED, error.to_string())
 }
 
 fn refuse_body(unread: &Unread, limit: u64) -> Answer {

@@ -199,10 +199,11 @@ impl Route {
             (Some(ours), Some(theirs)) if is_model(ours) == is_model(theirs) => {
                 covers_glob(ours, theirs)
             }
-            // A uid ends in the name of its model.
-            (Some(ours), Some(theirs)) if is_model(ours) => {
-                covers_glob(ours, model_of(theirs)) && !theirs.ends_with('*')
-            }
+            // A uid ends in the name of its model: told only where the pattern spells it out,
+            // since a `*` or a `?` may stand for the dot in front of the name.
+            (Some(ours), Some(theirs)) if is_model(ours) => theirs
+                .rsplit_once('.')
+                .is_some_and(|(_, model)| !model.contains(['*', '?']) && glob(ours, model)),
             (Some(_), Some(_)) => false,
         };
         always_fills && covers_glob(&self.event, &later.event) && covers_uid
@@ -565,6 +566,8 @@ mod tests {
             ("entry.*:article=a", "entry.*=b", false),
             ("entry.*:article=a", "entry.*:api::article.*=b", false),
             ("entry.*:api::article.article=a", "entry.*:article=b", false),
+            ("*:api*=a", "*:api::*ya=b", false),
+            ("*:a?a=a", "*:api::x.a?a=b", false),
             ("entry.?=a", "entry.*=b", false),
             ("entry.*={model}", "entry.create=b", false),
             ("entry.*={action}", "entry.create=b", true),

@@ -47,7 +47,9 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn start(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = bound("127.0.0.1:0".parse().unwrap())
+            .listen(BACKLOG)
+            .unwrap();
         let address = listener.local_addr().unwrap();
         let (way, followed) = watch::channel(Way::Open);
         let (opened, open) = watch::channel(true);
@@ -84,11 +86,9 @@ async fn accept(
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = refuses(&mut way, true) => {
-                drop(listener);
                 // Bound and not listening: whoever connects is refused, and the port stays ours.
-                let reserved = TcpSocket::new_v4().unwrap();
-                reserved.set_reuseaddr(true).unwrap();
-                reserved.bind(address).unwrap();
+                let reserved = bound(address);
+                drop(listener);
                 open.send_replace(false);
                 refuses(&mut way, false).await;
                 listener = reserved.listen(BACKLOG).unwrap();
@@ -98,6 +98,16 @@ async fn accept(
         };
         tokio::spawn(serve(accepted.unwrap().0, server, way.clone()));
     }
+}
+
+/// A socket at this address, where another of ours may be still: were the port free for a moment,
+/// some other process would get it now and then.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 /// Waits until the port is to be closed, or open.

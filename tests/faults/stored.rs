@@ -79,7 +79,7 @@ impl Stored {
         let mut statement = db
             .prepare(
                 "SELECT tally.state, tally.count, (SELECT count(*) FROM event WHERE event.state = tally.state)
-                 FROM tally",
+                 FROM tally WHERE tally.state < 3",
             )
             .unwrap();
         let mut rows = statement.query([]).unwrap();
@@ -89,6 +89,15 @@ impl Stored {
                 let text = format!("the tally says {told} of state {state}, there are {counted}");
                 self.damage.push(text);
             }
+        }
+        // What ever came is in one place each.
+        let sum = "SELECT sum(count) FROM tally WHERE state <> 5";
+        let accepted = "SELECT count FROM tally WHERE state = 5";
+        let count = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        if count(sum) != count(accepted) {
+            let (sum, accepted) = (count(sum), count(accepted));
+            let text = format!("the tally says {accepted} were accepted, and knows of {sum}");
+            self.damage.push(text);
         }
     }
 }

@@ -111,7 +111,13 @@ async fn a_dead_letter_is_replayed_once_its_cause_is_gone_and_a_delivered_event_
 
     assert_eq!(act(&app, id, "discard", &[]).await.status, 200);
     assert_eq!(act(&app, id, "discard", &[]).await.status, 404);
-    assert_eq!(app.sidecar.buffer().tally(), Tally::default());
+    let tally = app.sidecar.buffer().tally();
+    let discarded = Tally {
+        accepted: 1,
+        discarded: 1,
+        ..Tally::default()
+    };
+    assert_eq!(tally, discarded);
 }
 
 #[tokio::test]
@@ -127,4 +133,42 @@ async fn no_page_of_another_site_changes_an_event() {
         app.admin(&format!("/api/events/{id}/discard")).await.status,
         405
     );
+}
+
+#[tokio::test]
+async fn status_tells_what_flows_since_when_and_by_the_minute() {
+    let app = TestApp::start().await;
+    app.post_updates(12).await;
+    app.qstash.wait_for(12, LONG).await;
+    app.wait_until_drained().await;
+    let status = async || {
+        let text = app.admin("/api/status").await.body;
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let before = status().await;
+    let sum = |status: &serde_json::Value, name: &str| {
+        let minutes = status["per_minute"][name].as_array().unwrap();
+        assert_eq!(minutes.len(), 60);
+        minutes
+            .iter()
+            .map(|count| count.as_u64().unwrap())
+            .sum::<u64>()
+    };
+    assert_eq!(
+        (sum(&before, "accepted"), sum(&before, "delivered")),
+        (12, 12)
+    );
+    assert!(before["settings"].as_str().unwrap().contains("buffer_max="));
+    assert_eq!(before["accepted"], 12);
+
+    app.qstash.server.faults().set(Fault::Refuse).await;
+    app.post_updates(1).await;
+    let deadline = std::time::Instant::now() + LONG;
+    while status().await["qstash"]["flowing"] == true {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    let stopped = status().await;
+    assert_eq!(stopped["qstash"]["cause"], "unreachable");
+    let since = |status: &serde_json::Value| status["qstash"]["since"].as_str().unwrap().to_owned();
+    assert!(since(&stopped) > since(&before), "{stopped}");
 }

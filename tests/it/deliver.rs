@@ -445,3 +445,33 @@ async fn a_batch_that_is_too_large_is_split_until_it_is_not() {
     }
     assert_eq!(app.sidecar.buffer().tally().dead, 0);
 }
+
+#[tokio::test]
+async fn a_trace_goes_through_to_the_receiver_or_begins_with_the_event() {
+    const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let app = TestApp::start().await;
+    let given = format!("traceparent: {GIVEN}");
+    let headers = ["content-type: application/json", &given];
+    let mut client = app.client().await;
+    client
+        .post_with("/webhook", &headers, update(1).as_bytes())
+        .await;
+    let answer = client.post("/webhook", &update(2)).await;
+    let id = answer.header("x-event-id").unwrap();
+    let received = || app.qstash.catcher.received();
+    assert!(wait_until(LONG, || received().len() == 2).await);
+    let trace_of = |n: usize| {
+        let received = received().into_iter();
+        let event = received.into_iter().find(|event| number(&event.body) == n);
+        event.unwrap().header("traceparent").unwrap().to_owned()
+    };
+    assert_eq!(trace_of(1), GIVEN);
+    let begun = trace_of(2);
+    assert_eq!(begun.split('-').nth(1).unwrap(), id.replace('-', ""));
+    let said = app.run(&["events", "show", id]).await;
+    assert!(
+        said.out
+            .contains(&format!("trace     {}", id.replace('-', ""))),
+        "{said:?}"
+    );
+}

@@ -34,6 +34,7 @@ fn every_flag_in_the_readme_exists() {
         "--locked",
         "--path",
         "--read-only",
+        "--rm",
         "--cap-drop",
     ];
     let mut known: BTreeSet<String> = [
@@ -62,8 +63,16 @@ fn every_flag_in_the_readme_exists() {
 
 #[test]
 fn every_metric_in_the_readme_exists() {
-    let text = strapi_qstash::metrics::Metrics::default()
-        .render(&strapi_qstash::metrics::Gauges::default());
+    let usage = strapi_qstash::buffer::Usage {
+        used_bytes: 1,
+        limit_bytes: 2,
+        free_bytes: Some(3),
+    };
+    let gauges = strapi_qstash::metrics::Gauges {
+        usage: Some(usage),
+        ..Default::default()
+    };
+    let text = strapi_qstash::metrics::Metrics::default().render(&gauges);
     for word in readme().split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
         if word.starts_with("strapi_qstash_") {
             assert!(text.contains(word), "{word}");

@@ -41,12 +41,16 @@ mod full;
     reason = "shared with the other tests, which use the rest"
 )]
 mod harness;
+/// The metrics, and the law that they keep.
+mod metrics;
 /// `check` and `topics`.
 mod operate;
 /// QStash away, refusing or limiting.
 mod outage;
 /// Restarts while events come: by successor, by supervisor, by socket activation.
 mod restart;
+/// No secret gets out, anywhere.
+mod secrets;
 /// What Upstash's SDKs say about signatures, and what we say.
 mod signature;
 /// Strapi's Trigger button.

@@ -286,7 +286,17 @@ async fn an_api_that_is_away_slow_or_elsewhere_is_tried_again_by_qstash() {
     let gone = taken.local_addr().unwrap();
     drop(taken);
     let away = verify_before(&format!("http://{gone}"), &[]).await;
-    assert_eq!(Delivery::default().to(away.webhook).await.status, 502);
+    let answer = Delivery::default().to(away.webhook).await;
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (502, "the API cannot be reached")
+    );
+    let log = || away.log();
+    assert!(
+        wait_until(LONG, || log().contains("refused")).await,
+        "{}",
+        log()
+    );
 
     let api = Api::start().await;
     let upstream = format!("http://{}", api.address);
@@ -297,6 +307,14 @@ async fn an_api_that_is_away_slow_or_elsewhere_is_tried_again_by_qstash() {
     assert_eq!(Delivery::default().to(verify.webhook).await.status, 504);
     api.may_answer.add_permits(10);
     assert_eq!(Delivery::default().to(verify.webhook).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_strangers_body_is_not_even_read() {
+    let verify = verify_before("http://127.0.0.1:1", &[]).await;
+    let mut client = Client::connect(verify.webhook).await;
+    let head = b"POST /hook HTTP/1.1\r\nhost: x\r\ncontent-length: 40000000\r\n\r\n";
+    assert_eq!(client.send(head).await.status, 401);
 }
 
 #[tokio::test]

@@ -246,4 +246,4 @@ function end(code, last) {
   process.exit(code);
 }
 
-module.exports = { CACHE, ROOT, build, folder, freePort, install, installNpm, installPip, layOut, run, runTest, say, stop, until, withoutSettings };
+module.exports = { CACHE, ROOT, build, folder, freePort, install, layOut, run, runTest, say, stop, until, withoutSettings };

@@ -91,11 +91,18 @@ function captured() {
 
 function post(port, headers, body) {
   return new Promise((done, failed) => {
-    const request = http.request({ port, host: '127.0.0.1', method: 'POST', path: '/webhook', headers }, (answer) => {
+    const request = http.request({ port, host: '127.0.0.1', method: 'POST', path: '/webhook', headers, agent: false }, (answer) => {
       answer.resume().on('end', () => done(answer.statusCode));
     });
     request.on('error', failed).end(body);
   });
 }
 
-module.exports = { NAME, NAME_SERVER, captured, makeChain, post, startNameServer, startQstash };
+// Flags that let `dev` listen on free ports, but for the flags that are given.
+function onFreePorts(binary, ...given) {
+  const help = execFileSync(binary, ['dev', '--help'], { encoding: 'utf8' });
+  const flags = new Set([...help.matchAll(/--(?:[a-z]+-)?listen\b/g)].map(([flag]) => flag));
+  return [...flags].filter((flag) => !given.includes(flag)).flatMap((flag) => [flag, '127.0.0.1:0']).concat(given);
+}
+
+module.exports = { NAME, NAME_SERVER, captured, makeChain, onFreePorts, post, startNameServer, startQstash };

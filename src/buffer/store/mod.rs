@@ -21,9 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rusqlite::{
-    Connection, ErrorCode, OpenFlags, TransactionBehavior, params, wal::CheckpointMode,
-};
+use rusqlite::config::DbConfig;
+use rusqlite::wal::CheckpointMode;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
 
 use self::files::Files;
 pub(super) use self::files::try_reading;
@@ -35,7 +35,7 @@ use crate::clock::Timestamp;
 
 /// `PRAGMA user_version` of this format, one number for the whole schema: it grows by one with
 /// each change of `schema.sql`. A file with another one is not opened.
-const FORMAT: i32 = 3;
+const FORMAT: i32 = 4;
 /// `PRAGMA application_id`: `SqsB`, so that `file` and people can tell what it is.
 const APPLICATION_ID: i32 = 0x5371_7342;
 /// The best of 4, 8 and 16 KiB for events of 2 KB with the checkpoint off the ack path.
@@ -56,6 +56,11 @@ const COMMIT_PAGES: u64 = 64;
 const PENDING: i64 = 0;
 const DELIVERED: i64 = 1;
 const DEAD: i64 = 2;
+/// In the tally only.
+const FORGOTTEN: i64 = 3;
+const DISCARDED: i64 = 4;
+const ACCEPTED: i64 = 5;
+const LOST: i64 = 6;
 
 /// Why the file could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +121,16 @@ impl StoreError {
                 | Self::NotABuffer
                 | Self::Moved
         )
+    }
+
+    /// Whether nothing is wrong with what was written: there was no room, or somebody else had
+    /// the file.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::DiskFull => true,
+            Self::Sqlite(error) => error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy),
+            _ => false,
+        }
     }
 }
 
@@ -189,10 +204,18 @@ impl Store {
 
     /// Copies all of the log into the file, and begins it anew: after an fsync that failed, the
     /// log must not be built upon, since the kernel may have dropped what it could not write.
+    /// Nobody may have had the file open in between: see [`Self::keep_log`].
     pub(super) fn leave_log_behind(&self) -> Result<(), StoreError> {
         self.db
             .wal_checkpoint_v2(None::<&str>, CheckpointMode::TRUNCATE)?;
         Ok(())
+    }
+
+    /// When this is the last to close the file it would copy the log into it, less what it
+    /// takes for copied, and remove it: after a failure that may lose what was copied and never
+    /// came to the disk.
+    pub(super) fn keep_log(&self) {
+        keep_log(&self.db).ok(); // it fails for a setting that is not known, and this one is
     }
 
     /// Whether the file and its log are still where they were opened. A commit into a file that
@@ -321,6 +344,7 @@ impl Store {
                 &tx,
                 Tally {
                     delivered: -removed,
+                    forgotten: removed,
                     ..Tally::default()
                 },
             )?;
@@ -368,6 +392,7 @@ impl Checkpointer {
         let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "wal_autocheckpoint", 0)?;
+        keep_log(&db)?; // the store is closed after it
         Ok(Self { db })
     }
 
@@ -378,6 +403,11 @@ impl Checkpointer {
             .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE)?;
         Ok(u32::try_from(copied).unwrap_or(0))
     }
+}
+
+fn keep_log(db: &Connection) -> Result<(), StoreError> {
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(())
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Row, params};
 
-use super::{APPLICATION_ID, FORMAT, StoreError, connect, payload, pragma, read_tally};
+use super::{APPLICATION_ID, FORMAT, PAGE_SIZE, StoreError, connect, payload, pragma, read_tally};
 use crate::buffer::{Address, Found, Pending, Seq, StoredPayload, Tally};
 use crate::clock::Timestamp;
 use crate::event::{Document, EventId, Facts};
@@ -58,6 +58,16 @@ impl Reader {
     /// How many events are in each state.
     pub(in crate::buffer) fn tally(&self) -> Result<Tally, StoreError> {
         read_tally(&self.db)
+    }
+
+    /// Bytes of the pages in use. Free pages do not count: the next events go there.
+    pub(in crate::buffer) fn used_bytes(&self) -> Result<u64, StoreError> {
+        let (all, free): (i64, i64) = (
+            pragma(&self.db, "page_count")?,
+            pragma(&self.db, "freelist_count")?,
+        );
+        let used = u64::try_from(all.saturating_sub(free)).unwrap_or(0);
+        Ok(used * u64::from(PAGE_SIZE))
     }
 
     /// Pending events after `after`, in order of arrival, without those for a destination

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, params, param
 
 use super::{
     DEAD, DELIVERED, FORMAT, PAGE_SIZE, PENDING, Store, StoreError, add_tally, connect, files, log,
-    payload, pragma, step,
+    payload, pragma, read_tally, step,
 };
 use crate::buffer::{Seq, Tally, beside};
 use crate::clock::Timestamp;
@@ -240,7 +240,9 @@ fn carry_over(
         add_tally(&tx, change)?;
         Ok(tx.commit()?)
     })?;
+    let before = read_tally(from).unwrap_or_default();
     from.execute_batch("COMMIT").ok(); // damage may have ended it
+    settle_tally(into, &before)?;
     let next = highest.max(last) + GAP;
     into.db.execute("DELETE FROM sqlite_sequence", [])?;
     into.db.execute(
@@ -248,6 +250,23 @@ fn carry_over(
         [next],
     )?;
     Ok((carried, in_part))
+}
+
+/// What became of the events that are here no more is known from the old file, and so is how
+/// many of those that should be here cannot be read.
+fn settle_tally(into: &mut Store, before: &Tally) -> Result<(), StoreError> {
+    let tx = into.db.transaction()?;
+    let mut change = Tally {
+        forgotten: before.forgotten,
+        discarded: before.discarded,
+        lost: before.lost,
+        ..Tally::default()
+    };
+    let found = read_tally(&tx)?.sum() + change.sum();
+    change.accepted = before.accepted.max(found);
+    change.lost += change.accepted - found;
+    add_tally(&tx, change)?;
+    Ok(tx.commit()?)
 }
 
 const COLUMNS: &str = "state id received_at stored_at kind model uid document is_document_id locale destination \

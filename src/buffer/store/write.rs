@@ -2,7 +2,9 @@
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use super::{DEAD, DELIVERED, PENDING, StoreError, payload, step};
+use super::{
+    ACCEPTED, DEAD, DELIVERED, DISCARDED, FORGOTTEN, LOST, PENDING, StoreError, payload, step,
+};
 use crate::buffer::{Address, Fate, NewEvent, Seq, Settlement, StepKind, Tally, Verdict};
 use crate::clock::Timestamp;
 
@@ -70,6 +72,7 @@ pub(super) fn append(
         step::note(tx, seq, StepKind::Failed, now, reason)?;
     }
     *change.of(state) += 1;
+    change.accepted += 1;
     Ok(())
 }
 
@@ -108,7 +111,10 @@ pub(super) fn settle(
             }
             Verdict::Delivered { .. } => {
                 change.pending -= 1;
-                change.delivered += i64::from(keeps_history);
+                match keeps_history {
+                    true => change.delivered += 1,
+                    false => change.forgotten += 1,
+                }
             }
             Verdict::Dead { .. } => {
                 change.pending -= 1;
@@ -171,6 +177,7 @@ pub(super) fn discard(
         if let Some(state) = state_of(tx, *seq)? {
             remove(tx, *seq)?;
             *change.of(state) -= 1;
+            change.discarded += 1;
             count += 1;
         }
     }
@@ -204,6 +211,10 @@ impl Tally {
         match state {
             PENDING => &mut self.pending,
             DELIVERED => &mut self.delivered,
+            FORGOTTEN => &mut self.forgotten,
+            DISCARDED => &mut self.discarded,
+            ACCEPTED => &mut self.accepted,
+            LOST => &mut self.lost,
             _ => &mut self.dead,
         }
     }
@@ -232,6 +243,10 @@ pub(super) fn add_tally(tx: &Transaction<'_>, change: Tally) -> Result<Tally, St
         (PENDING, change.pending),
         (DELIVERED, change.delivered),
         (DEAD, change.dead),
+        (FORGOTTEN, change.forgotten),
+        (DISCARDED, change.discarded),
+        (ACCEPTED, change.accepted),
+        (LOST, change.lost),
     ] {
         if by != 0 {
             tx.prepare_cached("UPDATE tally SET count = count + ?2 WHERE state = ?1")?

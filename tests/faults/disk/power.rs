@@ -69,7 +69,8 @@ pub(crate) async fn loss(scale: Scale) -> Report {
     report
 }
 
-/// Fsync fails now and then, then never again; what was answered after it must be there.
+/// Fsync fails now and then, or always that of the file into which the log is copied; then never
+/// again. What was answered must be there.
 pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
     let mut report = Report::default();
     let Some(disk) = Forgetful::mount(&mut report) else {
@@ -80,11 +81,16 @@ pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
     qstash.server.faults().set(Fault::Refuse).await;
     let process = Process::start(disk.path(), &qstash, None, &[]).await;
     let load = Load::start(process.webhook, shape(&disk, 0));
-    let rounds = scale.pick(3, 20);
-    for _ in 0..rounds {
+    let rounds = scale.pick(4, 20);
+    for round in 0..rounds {
         let (before, since) = (disk.failures(), Instant::now());
+        let (sync_percent, sync_only) = match round % 2 {
+            0 => (100, Some(BUFFER)),
+            _ => (30, None),
+        };
         disk.set(Faults {
-            sync_percent: 30,
+            sync_percent,
+            sync_only,
             ..Faults::default()
         });
         let some = || disk.failures() >= before + 3;

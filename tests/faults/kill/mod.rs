@@ -3,6 +3,7 @@ mod operator;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
@@ -10,7 +11,7 @@ use strapi_qstash::clock;
 use strapi_qstash::dev_server::{Fault, Faults, Message};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Client, LONG, Process, QStash, number, update};
+use crate::harness::{Client, LONG, Process, QStash, number, update, wait_until};
 use crate::load::Load;
 use crate::report::{Report, Scale};
 use crate::stored::{Check, Stored};
@@ -38,9 +39,12 @@ async fn run(rounds: usize) -> Report {
     let (mut address, mut next) = (None, 0);
     for round in 0..rounds {
         report.tries += 1;
-        // Refused for the whole round, now and then, so that there is a backlog to begin with.
-        let faults = qstash.server.faults();
-        faults.set(Fault::Refuse).await;
+        // Now and then all is refused for the whole round, so that there is a backlog to begin
+        // with, or nothing is, so that there is something to replay.
+        let (faults, is_calm) = (qstash.server.faults(), round % 4 == 3);
+        faults
+            .set(if is_calm { Fault::None } else { Fault::Refuse })
+            .await;
         let started = Instant::now();
         // What some rounds leave is replayed in the next ones, and then purged.
         let keep = if round % 5 == 4 { "1s" } else { "1h" };
@@ -57,17 +61,22 @@ async fn run(rounds: usize) -> Report {
         address = Some(process.webhook);
 
         let stop = CancellationToken::new();
-        let switching = (round % 4 > 0).then(|| {
+        let switching = matches!(round % 4, 1 | 2).then(|| {
             let random = fastrand::Rng::with_seed(round as u64);
             tokio::spawn(switch(faults, random, stop.clone()))
         });
+        let has_replayed = Arc::new(AtomicBool::new(false));
         let operating = tokio::spawn(operator::operate(
             process.admin_address().await,
             dir.path().join("strapi-qstash.db"),
             fastrand::Rng::with_seed(round as u64),
+            Arc::clone(&has_replayed),
             stop.clone(),
         ));
         let load = Load::start(process.webhook, next + 10, Duration::from_millis(1));
+        if is_calm && !wait_until(LONG, || has_replayed.load(Ordering::Relaxed)).await {
+            report.wrong.push("no event can be replayed".to_owned());
+        }
         tokio::time::sleep(Duration::from_millis(random.u64(20..200))).await;
         process.kill().await;
         let sent = load.end().await;
@@ -167,7 +176,9 @@ impl Account {
                 first.push(*number);
             }
         }
-        report.judge(&self.promised(), &first, stored);
+        let promised = self.promised();
+        report.judge(&promised, &first, stored);
+        report.accepted += self.accepted.len() - promised.len();
         let too_often =
             |(number, times): (usize, usize)| (times - 1).saturating_sub(self.done.replays(number));
         report.duplicated += times.into_iter().map(too_often).sum::<usize>();

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
@@ -61,6 +63,7 @@ pub(super) async fn operate(
     admin: SocketAddr,
     file: PathBuf,
     mut random: fastrand::Rng,
+    has_replayed: Arc<AtomicBool>,
     stop: CancellationToken,
 ) -> Done {
     let mut done = Done::default();
@@ -83,6 +86,7 @@ pub(super) async fn operate(
             }
             (Ok(answer), false) if answer.status == 200 => {
                 *done.replayed.entry(number).or_default() += 1;
+                has_replayed.store(true, Ordering::Relaxed);
             }
             (Ok(answer), _) => assert!(matches!(answer.status, 404 | 409), "{answer:?}"),
             (Err(_killed), true) => {

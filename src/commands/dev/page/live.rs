@@ -173,7 +173,7 @@ impl Page {
             "catcher": parts.catcher.url("/"),
             "switches": switches,
             "timeScale": parts.server.time_scale(),
-            "accepted": parts.buffer.accepted(),
+            "accepted": tally.accepted,
             "pending": tally.pending,
             "dead": tally.dead,
             "waiting": pending.collect::<Vec<_>>(),

@@ -10,10 +10,11 @@
 //! in the order of their changes, up to any point after the last fsync of the folder (or, as
 //! ext4 does it, of the file that they name). After an fsync that fails the pages count as
 //! clean, as in Linux's page cache: reads still see them, the disk never gets them unless they
-//! are written again, and the next fsync succeeds. Errors are those of the system calls: EIO,
-//! ENOSPC and EROFS on write, fsync, creation and growth, EIO on reads of a whole disk or of a
-//! bad sector. `mmap` works, as SQLite's `-shm` needs it; what is written and read through it
-//! meets no error, since nobody would be told of one.
+//! are written again, and the next fsync succeeds; each that has the file open is told once.
+//! Errors are those of the system calls: EIO, ENOSPC and EROFS on write, fsync, creation and
+//! growth, EIO on reads of a whole disk or of a bad sector. `mmap` works, as SQLite's `-shm`
+//! needs it; what is written and read through it meets no error, since nobody would be told of
+//! one.
 //!
 //! **What it does not.** No disk turns written bytes into others: there is no bit rot here
 //! (`damage` has some), no sector that is lost after its fsync, and no lying disk but the one
@@ -52,6 +53,8 @@ pub(crate) struct Faults {
     pub(crate) write: bool,
     /// How many of a hundred fsyncs fail with EIO.
     pub(crate) sync_percent: u8,
+    /// Only those of the file with this name.
+    pub(crate) sync_only: Option<&'static str>,
     /// Reads fail with EIO.
     pub(crate) read: bool,
     /// Reads of these bytes of these files fail with EIO.

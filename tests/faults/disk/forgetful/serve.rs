@@ -147,18 +147,19 @@ impl Filesystem for Served {
                 &TTL,
                 &found,
                 Generation(0),
-                FileHandle(0),
+                FileHandle(state.open(found.ino.0)),
                 FopenFlags::FOPEN_KEEP_CACHE,
             ),
             Err(failure) => reply.error(failure.into()),
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        match self.state().may_change() {
+        let mut state = self.state();
+        match state.may_change() {
             Err(failure) if writes => reply.error(failure.into()),
-            _ => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            _ => reply.opened(FileHandle(state.open(ino.0)), FopenFlags::FOPEN_KEEP_CACHE),
         }
     }
 
@@ -250,8 +251,15 @@ impl Filesystem for Served {
         done(result, reply);
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _data_only: bool, reply: ReplyEmpty) {
-        done(self.state().sync(ino.0), reply);
+    fn fsync(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        done(self.state().sync(ino.0, handle.0), reply);
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

@@ -8,6 +8,9 @@ use super::{Faults, Sector};
 
 pub(super) type Ino = u64;
 
+/// A file that somebody has open.
+pub(super) type Handle = u64;
+
 /// The folder's inode.
 pub(super) const ROOT: Ino = 1;
 
@@ -62,6 +65,10 @@ pub(super) struct State {
     /// A file without a name stays: some process may have it open.
     pub(super) files: BTreeMap<Ino, Vec<u8>>,
     pub(super) log: Vec<Record>,
+    /// How many fsyncs of a file have failed.
+    failed_syncs: BTreeMap<Ino, u64>,
+    /// How many of these each open file has told of.
+    told: BTreeMap<Handle, u64>,
     pub(super) faults: Faults,
     /// How often an operation was made to fail.
     pub(super) failures: AtomicUsize,
@@ -185,17 +192,33 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn sync(&mut self, ino: Ino) -> Result<(), Failure> {
-        if self.random.u8(0..100) < self.faults.sync_percent {
+    pub(super) fn open(&mut self, ino: Ino) -> Handle {
+        let handle = 1 + self.told.len() as u64; // none is ever removed
+        let failed = self.failed_syncs.get(&ino).copied().unwrap_or(0);
+        self.told.insert(handle, failed);
+        handle
+    }
+
+    /// Whoever has the file open is told of a failure once, though it was another's fsync.
+    pub(super) fn sync(&mut self, ino: Ino, handle: Handle) -> Result<(), Failure> {
+        let only = self.faults.sync_only;
+        let is_meant = only.is_none_or(|name| self.names.get(name) == Some(&ino));
+        if is_meant && self.random.u8(0..100) < self.faults.sync_percent {
             self.note(Op::FailedSync { ino });
-            return self.fail(Failure::Io);
+            *self.failed_syncs.entry(ino).or_default() += 1;
+        } else {
+            self.note(Op::Sync { ino });
         }
-        self.note(Op::Sync { ino });
-        Ok(())
+        let failed = self.failed_syncs.get(&ino).copied().unwrap_or(0);
+        match self.told.insert(handle, failed) {
+            Some(told) if told < failed => self.fail(Failure::Io),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn sync_folder(&mut self) -> Result<(), Failure> {
-        if self.random.u8(0..100) < self.faults.sync_percent {
+        let is_meant = self.faults.sync_only.is_none();
+        if is_meant && self.random.u8(0..100) < self.faults.sync_percent {
             return self.fail(Failure::Io);
         }
         self.note(Op::SyncFolder);

@@ -1,10 +1,15 @@
 //! What is counted, for Prometheus. Labels come from closed sets only: never an id, a URL or
 //! a name from outside.
 
+mod histogram;
+mod minutes;
+
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::buffer::Tally;
+pub use self::histogram::{BUCKETS, Counted, Histogram};
+pub use self::minutes::{MINUTES, Minutes};
+use crate::buffer::{Tally, Usage};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -59,29 +64,66 @@ pub struct Metrics {
     pub publishes_ok: Counter,
     /// Publish requests that failed.
     pub publishes_failed: Counter,
+    /// Events made durable, by the minute.
+    pub accepted_minutes: Minutes,
+    /// Events that QStash has, by the minute.
+    pub delivered_minutes: Minutes,
+    /// From a webhook's last byte to its commit.
+    pub ack_seconds: Histogram,
+    /// From a publish request to QStash's answer, or to giving up on it.
+    pub publish_seconds: Histogram,
 }
 
 /// What is measured when the metrics are asked for.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Gauges {
-    /// Events made durable since the start, in whatever state.
-    pub accepted: u64,
-    /// Events by state.
+    /// Where every event is that ever came, as of one commit.
     pub tally: Tally,
     /// Age of the oldest pending event in seconds; 0 with none.
     pub oldest_age_seconds: f64,
     /// Whether events can be made durable.
     pub writable: bool,
-    /// Whether QStash takes events.
-    pub flowing: bool,
+    /// How much of the disk the buffer takes, where that could be told.
+    pub usage: Option<Usage>,
+    /// Why QStash takes no events, as one of [`STOPPED_CAUSES`]; `None` while it does.
+    pub stopped: Option<&'static str>,
+    /// Destinations that do not exist, whose events wait.
+    pub held_destinations: usize,
 }
+
+/// Why nothing flows to QStash.
+pub const STOPPED_CAUSES: [&str; 3] = ["unreachable", "unauthorized", "limited"];
 
 impl Metrics {
     /// The text that Prometheus reads.
     pub fn render(&self, gauges: &Gauges) -> String {
         let mut text = Text(String::with_capacity(4096));
-        text.head("accepted_events_total", "Events made durable", "counter");
-        text.line("accepted_events_total", "", gauges.accepted);
+        let Tally {
+            pending,
+            delivered,
+            dead,
+            forgotten,
+            discarded,
+            accepted,
+            lost,
+        } = gauges.tally;
+        text.head(
+            "accepted_events_total",
+            "Events made durable since the buffer was made",
+            "counter",
+        );
+        text.line("accepted_events_total", "", accepted);
+        text.gauge(
+            "events",
+            "Where every accepted event is now; the sum is accepted_events_total at every moment",
+            &[
+                ("state=\"pending\"", pending as f64),
+                ("state=\"delivered\"", (delivered + forgotten) as f64),
+                ("state=\"dead\"", dead as f64),
+                ("state=\"discarded\"", discarded as f64),
+                ("state=\"lost\"", lost as f64),
+            ],
+        );
         text.counter(
             "direct_events_total",
             "Events published before the answer, since they could not be made durable",
@@ -133,11 +175,6 @@ impl Metrics {
                 ("outcome=\"failed\"", &self.publishes_failed),
             ],
         );
-        let Tally {
-            pending,
-            delivered,
-            dead,
-        } = gauges.tally;
         text.gauge(
             "buffer_events",
             "Events in the buffer",
@@ -157,10 +194,60 @@ impl Metrics {
             "1 while events can be made durable",
             &[("", f64::from(u8::from(gauges.writable)))],
         );
+        let bit = |is: bool| f64::from(u8::from(is));
+        if let Some(usage) = &gauges.usage {
+            text.gauge(
+                "buffer_used_bytes",
+                "Bytes that events take in the buffer file",
+                &[("", usage.used_bytes as f64)],
+            );
+            text.gauge(
+                "buffer_limit_bytes",
+                "Bytes that they may take",
+                &[("", usage.limit_bytes as f64)],
+            );
+            if let Some(free) = usage.free_bytes {
+                text.gauge(
+                    "disk_free_bytes",
+                    "Bytes free on the disk of the buffer",
+                    &[("", free as f64)],
+                );
+            }
+        }
         text.gauge(
             "qstash_flowing",
             "1 while QStash takes events",
-            &[("", f64::from(u8::from(gauges.flowing)))],
+            &[("", bit(gauges.stopped.is_none()))],
+        );
+        let causes = STOPPED_CAUSES.map(|cause| {
+            (
+                format!("cause=\"{cause}\""),
+                bit(gauges.stopped == Some(cause)),
+            )
+        });
+        let causes: Vec<(&str, f64)> = causes
+            .iter()
+            .map(|(labels, value)| (labels.as_str(), *value))
+            .collect();
+        text.gauge(
+            "qstash_stopped",
+            "1 for the cause for which nothing is published but single trials",
+            &causes,
+        );
+        text.gauge(
+            "held_destinations",
+            "Destinations that do not exist at QStash, whose events wait",
+            &[("", gauges.held_destinations as f64)],
+        );
+        text.histogram(
+            "ack_seconds",
+            "From a webhook's last byte to its commit",
+            &self.ack_seconds,
+        );
+        text.histogram(
+            "publish_seconds",
+            "From a request to QStash to its answer, or to giving up on it",
+            &self.publish_seconds,
         );
         text.0
     }
@@ -181,6 +268,18 @@ impl Text {
         for (labels, value) in values {
             self.line(name, labels, value);
         }
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, help, "histogram");
+        let counted = histogram.counted();
+        let bucket = format!("{name}_bucket");
+        for (end, count) in counted.buckets {
+            self.line(&bucket, &format!("le=\"{end}\""), count);
+        }
+        self.line(&bucket, "le=\"+Inf\"", counted.count);
+        self.line(&format!("{name}_sum"), "", counted.sum);
+        self.line(&format!("{name}_count"), "", counted.count);
     }
 
     fn head(&mut self, name: &str, help: &str, kind: &str) {
