@@ -146,7 +146,7 @@ async fn show_tells_the_whole_way_of_an_event_to_the_endpoint() {
     app.wait_until_drained().await;
     let delivered = || async {
         let said = app.run(&["events", "show", &id[..30]]).await;
-        said.out.contains("the endpoint answered with 200")
+        said.out.contains("the endpoint took it")
     };
     let deadline = std::time::Instant::now() + LONG;
     while !delivered().await {
@@ -167,7 +167,7 @@ async fn show_tells_the_whole_way_of_an_event_to_the_endpoint() {
         &format!("to {}", app.qstash.catcher.url("/news")),
         "the endpoint failed with 502",
         "will be tried again at",
-        "delivered, the endpoint answered with 200",
+        "delivered, the endpoint took it",
     ] {
         let found = story[at..].find(part);
         at += found.unwrap_or_else(|| panic!("no {part:?} behind {at} in\n{story}"));

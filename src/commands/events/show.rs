@@ -270,7 +270,8 @@ fn at_qstash(message: &Told, event: &Listed) -> Vec<String> {
         let text = match entry.state.as_str() {
             "CREATED" => "taken by QStash".to_owned(),
             "ACTIVE" => "delivery begins".to_owned(),
-            "DELIVERED" => format!("delivered, the endpoint answered{status}"),
+            // QStash logs a status with an error only.
+            "DELIVERED" => format!("delivered, the endpoint took it{status}"),
             "ERROR" => format!("the endpoint failed{status}{error}"),
             "RETRY" => match entry.next_delivery_time {
                 Some(next) => format!("will be tried again at {}", Timestamp::from_millis(next)),
