@@ -97,6 +97,22 @@ async fn a_table_is_never_wider_than_it_may_be() {
 }
 
 #[tokio::test]
+async fn what_came_from_outside_does_not_move_the_cursor() {
+    let app = TestApp::start().await;
+    let body =
+        r#"{"event":"entry.\u001b[2Jx","model":"a\u0007\nb","entry":{"documentId":"\u009bd"}}"#;
+    let id = id(&app.client().await.post("/webhook", body).await);
+    app.wait_until_drained().await;
+    for words in [&["events", "list"][..], &["events", "show", &id]] {
+        let said = app.run(words).await;
+        assert_eq!(said.code, Some(0), "{said:?}");
+        let moves = |c: char| c.is_control() && c != '\n';
+        assert!(!said.out.contains(moves), "{said:?}");
+        assert!(said.out.contains("entry. [2Jx"), "{said:?}");
+    }
+}
+
+#[tokio::test]
 async fn reading_leaves_a_running_and_a_stopped_buffer_as_it_is() {
     let app = TestApp::start().await;
     app.post_updates(3).await;

@@ -156,6 +156,12 @@ fn text(event: &Listed, steps: &[Step], asked: &Asked, trace: Option<&str>) -> S
         lines.push(String::new());
         lines.push(advice);
     }
+    // Names, words and log entries come from outside: they must not move the cursor.
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    let lines = lines.iter();
+    let lines: Vec<String> = lines
+        .map(|line| line.chars().map(printable).collect())
+        .collect();
     lines.join("\n")
 }
 
