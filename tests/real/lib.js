@@ -55,10 +55,10 @@ function installNpm(name, dependencies) {
   return path.join(installOnce(name, wanted, install), 'node_modules');
 }
 
-// A package of PyPI, by name and version; the Python that has it.
-function installPip(name, requirement) {
-  const install = 'python3 -m venv . && bin/pip install --quiet --disable-pip-version-check "$2"';
-  return path.join(installOnce(name, requirement, install), 'bin/python');
+// Packages of PyPI, by name and version; the Python that has them, with their programs beside it.
+function installPip(name, ...requirements) {
+  const install = 'python3 -m venv . && printf %s "$2" > requirements.txt && bin/pip install --quiet --disable-pip-version-check -r requirements.txt';
+  return path.join(installOnce(name, requirements.join('\n'), install), 'bin/python');
 }
 
 // Runs a script in a folder of the cache, unless it was done for the same `wanted`.
@@ -246,4 +246,4 @@ function end(code, last) {
   process.exit(code);
 }
 
-module.exports = { CACHE, ROOT, build, folder, freePort, install, layOut, run, runTest, say, stop, until, withoutSettings };
+module.exports = { ROOT, build, folder, freePort, install, installNpm, installPip, layOut, run, runTest, say, stop, until, withoutSettings };
