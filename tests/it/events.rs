@@ -536,3 +536,35 @@ async fn the_api_lists_in_pages_and_shows_bodies_to_this_machine_only() {
     assert_eq!(client.post("/api/events/discard", "{}").await.status, 400);
     assert!(wait_until(LONG, || app.sidecar.buffer().tally().delivered == 5).await);
 }
+
+#[tokio::test]
+async fn what_the_endpoint_never_took_is_told_with_its_place_at_qstash() {
+    let app = TestApp::builder().flag("--retries", "1").start().await;
+    app.qstash
+        .catcher
+        .respond_with(Reply::status(StatusCode::INTERNAL_SERVER_ERROR));
+    let id = id(&app.client().await.post("/webhook", &update(1)).await);
+    app.wait_until_drained().await;
+    let deadline = std::time::Instant::now() + LONG;
+    let said = loop {
+        let said = app.run(&["events", "show", &id]).await;
+        if said.out.contains("given up after the last retry") {
+            break said;
+        }
+        assert!(std::time::Instant::now() < deadline, "{said:?}");
+    };
+    assert!(
+        said.out.contains("the endpoint failed with 500"),
+        "{said:?}"
+    );
+    assert!(
+        said.out.contains(&format!("events replay {id}")),
+        "{said:?}"
+    );
+    let json = app.run(&["events", "show", &id, "--json"]).await.json();
+    let letter = json[0]["qstash"][0]["dead_letter"].as_str().unwrap();
+    assert!(
+        said.out.contains(&format!("dead letter queue as {letter}")),
+        "{said:?}"
+    );
+}
