@@ -483,7 +483,7 @@ pub(crate) fn log_settings(
         }
     };
     let filter = given(filter).unwrap_or("info").to_owned();
-    let parsed = tracing_subscriber::EnvFilter::builder().parse(&filter);
+    let parsed = filter.parse::<tracing_subscriber::filter::Targets>();
     mistakes.check(
         "--log",
         parsed.map_err(|error| format!("{error}: write a level such as info, or target=level")),
