@@ -35,7 +35,10 @@
 //! | the message refused, or too large | dead letter with QStash's words | a person |
 //! | the answer lost | pending | a repeat, which QStash drops by its deduplication id |
 //! | the process killed, the power gone | pending | the next start |
-//! | the disk full, the buffer at its limit | in the request | it is published before the answer; only when that fails too, 503 |
+//! | the disk full, the buffer at its limit | in the request | it is published before the answer; only when that fails too, 503. What waits drains, by a reserve that is given up |
+//! | the disk failing (EIO), the buffer read-only | those that are stored: on disk; new ones: in the request | the buffer is opened again until it works; at a start too |
+//! | the buffer's file damaged, a page of its log bad | what can be read is carried over into a new file | the damaged one is put aside, with the time in its name, for a person |
+//! | the buffer's file deleted or replaced in use | in the file that is still open | it is written anew before the next answer |
 //!
 //! # Layers
 //!

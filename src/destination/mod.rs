@@ -9,6 +9,7 @@ mod options;
 use std::fmt;
 use std::str::FromStr;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::Url;
 
 pub use self::options::{DeliveryOptions, OptionError};
@@ -164,47 +165,40 @@ fn check_url(text: &str) -> Result<(), DestinationError> {
     Ok(())
 }
 
+/// All but letters, digits and `-_.~` (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
+
 /// Percent-encodes what has a meaning in a query.
 pub(crate) fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                encoded.push(char::from(byte))
-            }
-            other => encoded.push_str(&format!("%{other:02X}")),
-        }
-    }
-    encoded
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 /// Percent-decodes; a `%` that begins no code stays. `+` is itself, not a space: retry
 /// delays are sums.
 pub(crate) fn decode(text: &str) -> String {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = (*first == b'%').then(|| tail.get(..2)).flatten();
-        let byte = code
-            .and_then(|code| std::str::from_utf8(code).ok())
-            .and_then(|code| u8::from_str_radix(code, 16).ok());
-        match byte {
-            Some(byte) => {
-                decoded.push(byte);
-                rest = tail.get(2..).unwrap_or_default();
-            }
-            None => {
-                decoded.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_percent_sign_that_begins_no_code_stays() {
+        for (text, decoded) in [
+            ("50%+5", "50%+5"),
+            ("100%", "100%"),
+            ("%zz%4", "%zz%4"),
+            ("a%20b+c", "a b+c"),
+        ] {
+            assert_eq!(decode(text), decoded);
+        }
+        assert_eq!(decode(&encode("a b/ü~%?")), "a b/ü~%?");
+    }
 
     #[test]
     fn destinations_round_trip_as_text() {
