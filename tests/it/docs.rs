@@ -36,6 +36,7 @@ fn every_flag_in_the_readme_exists() {
         "--read-only",
         "--rm",
         "--cap-drop",
+        "--bench",
     ];
     let mut known: BTreeSet<String> = [
         &[][..],
