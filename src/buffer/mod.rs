@@ -175,7 +175,7 @@ impl Buffer {
                 shared.opened(tally);
                 Ok(store)
             }
-            Err(error) if opening::is_a_mistake(&error) => {
+            Err(error) if opening::is_a_mistake(&error, path) => {
                 return Err(match error {
                     StoreError::Lock(error) => OpenError::Lock(error),
                     source => OpenError::Store {

@@ -1,6 +1,7 @@
 //! Opening the buffer, in whatever state it is found: locked by another sidecar, on a full
 //! disk, damaged, or gone from its place while it was in use.
 
+use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
@@ -172,7 +173,7 @@ fn is_for_want_of_room(path: &Path, error: &StoreError) -> bool {
 /// Whether the buffer cannot be opened for a reason that only a person can mend: then the
 /// start fails with what to do. Anything else may pass, and until then events are published
 /// straight away.
-pub(super) fn is_a_mistake(error: &StoreError) -> bool {
+pub(super) fn is_a_mistake(error: &StoreError, path: &Path) -> bool {
     let of_the_path = |error: &std::io::Error| {
         matches!(
             error.kind(),
@@ -189,7 +190,11 @@ pub(super) fn is_a_mistake(error: &StoreError) -> bool {
             of_the_path(source)
         }
         StoreError::Sqlite(error) => {
+            // SQLite does not tell why: the files beside it could not be made on a disk that is
+            // read-only for now, or this one cannot be opened by anybody.
+            let opened = || OpenOptions::new().read(true).write(true).open(path);
             error.sqlite_error_code() == Some(rusqlite::ErrorCode::CannotOpen)
+                && opened().is_err_and(|error| of_the_path(&error))
         }
         _ => false,
     }

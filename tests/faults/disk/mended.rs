@@ -97,7 +97,10 @@ fn inflict(damage: Damage, folder: &Path) {
         Damage::LogPage => {
             let name = format!("{BUFFER}-wal");
             let log = std::fs::read(folder.join(&name)).unwrap();
-            (name, end_of_log(&log) / 2, 8192)
+            // Of one frame, and not the end of one and the beginning of the next.
+            let page = u32::from_be_bytes(log[8..12].try_into().unwrap()) as usize;
+            let frames = (end_of_log(&log) - 32) / (24 + page);
+            (name, 32 + frames / 2 * (24 + page) + 24, page)
         }
     };
     let file = File::options().write(true).open(folder.join(name)).unwrap();
