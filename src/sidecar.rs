@@ -72,7 +72,7 @@ impl Sidecar {
     /// Starts all parts; when it returns, events are taken.
     pub async fn start(config: Config, sockets: &Sockets) -> Result<Self, StartError> {
         let (listeners, admin_listener) = sockets.listeners().map_err(StartError::Sockets)?;
-        let summary = config.summary();
+        let effective = config.effective();
         let buffer = Buffer::open(&config.buffer)?;
         let client = Arc::new(Client::new(config.qstash)?);
         let metrics = Arc::new(Metrics::default());
@@ -126,7 +126,7 @@ impl Sidecar {
                 router,
                 metrics: Arc::clone(&metrics),
                 flow: flow_seen,
-                summary,
+                effective,
                 retry_held,
                 is_local: listener
                     .local_addr()

@@ -158,7 +158,8 @@ async fn status_tells_what_flows_since_when_and_by_the_minute() {
         (sum(&before, "accepted"), sum(&before, "delivered")),
         (12, 12)
     );
-    assert!(before["settings"].as_str().unwrap().contains("buffer_max="));
+    assert_eq!(before["settings"]["buffer_max"], "1GiB");
+    assert_eq!(before["level"], "good", "{before}");
     assert_eq!(before["accepted"], 12);
 
     app.qstash.server.faults().set(Fault::Refuse).await;
