@@ -64,6 +64,43 @@ async fn status_wants_the_token_where_there_is_one_and_shows_no_secret() {
 }
 
 #[tokio::test]
+async fn the_page_is_for_browsers_and_shows_nothing_by_itself() {
+    let open = TestApp::start().await;
+    let locked = TestApp::builder()
+        .flag("--admin-token", "adm1n")
+        .start()
+        .await;
+    for app in [&open, &locked] {
+        let get = async |path: &str| {
+            let mut client = Client::connect(app.sidecar.admin_address().unwrap()).await;
+            let request = format!(
+                "GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: text/html,*/*;q=0.8\r\n\r\n"
+            );
+            client.send(request.as_bytes()).await
+        };
+        for (path, kind) in [
+            ("/", "text/html; charset=utf-8"),
+            ("/status.js", "text/javascript; charset=utf-8"),
+            ("/page.js", "text/javascript; charset=utf-8"),
+            ("/page.css", "text/css; charset=utf-8"),
+        ] {
+            let answer = get(path).await;
+            assert_eq!(
+                (answer.status, answer.header("content-type")),
+                (200, Some(kind)),
+                "{path}"
+            );
+            let policy = answer.header("content-security-policy").unwrap();
+            assert!(policy.starts_with("default-src 'none'"), "{policy}");
+        }
+    }
+    // The token protects what the page asks for.
+    assert_eq!(locked.admin("/api/status").await.status, 401);
+    let sentence = open.admin("/").await;
+    assert!(sentence.body.starts_with("QStash takes events."));
+}
+
+#[tokio::test]
 async fn nothing_is_changed_by_a_get_and_nothing_else_is_taken() {
     let app = TestApp::start().await;
     let mut client = Client::connect(app.sidecar.admin_address().unwrap()).await;

@@ -116,7 +116,7 @@ function showStatus(status) {
   document.title = `${status.level === 'good' ? '' : '● '}strapi-qstash`;
   setText(get('pending'), count(events.pending));
   setText(get('pending-words'), events.pending === 1 ? 'event waits' : 'events wait');
-  setText(get('oldest'), events.pending > 0 ? `The oldest came ${duration(status.oldest_age_seconds * 1000)} ago.` : 'Nothing waits.');
+  setText(get('oldest'), events.pending > 0 ? `The oldest came ${duration(status.oldest_age_seconds * 1000)} ago.` : '');
   const { buffer } = status;
   setText(get('disk'), buffer ? `${bytes(buffer.used_bytes)} of ${bytes(buffer.limit_bytes)} used` : '');
   get('qstash-is').className = `pill ${qstash.flowing ? 'good' : 'bad'}`;
@@ -142,7 +142,7 @@ function drawPlot({ accepted, delivered }) {
   area.setAttribute('d', `M0 39L${points(accepted)}L59 39Z`);
   line.setAttribute('d', `M${points(delivered)}`);
   const last = accepted.at(-2);
-  setText(get('rate'), `${count(last)} in the last whole minute, at most ${count(Math.max(...accepted))}`);
+  setText(get('rate'), `${count(last)} came in the last whole minute, ${count(Math.max(...accepted))} in the busiest of this hour`);
   const sum = (counts) => count(counts.reduce((all, one) => all + one, 0));
   get('plot').setAttribute('aria-label', `In the last hour ${sum(accepted)} accepted and ${sum(delivered)} delivered`);
 }
@@ -298,7 +298,6 @@ function changeEvent(element, event) {
     el('time', { class: 'quiet mono', datetime: event.received_at }, dateTime(event.received_at)),
     el('span', { class: 'name' }, event.event),
     el('span', { class: 'quiet grow' }, about(event)),
-    el('span', { class: 'wrap' }),
     event.state === 'pending' && event.attempts > 0 ? pill(many(event.attempts, 'attempt')) : '',
     pill(words, kind),
   );
