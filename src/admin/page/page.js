@@ -8,6 +8,7 @@ const LISTED = 50;
 const LETTERS = 20;
 const LARGEST_BODY = 256 << 10;
 const SURE_FOR = 5000;
+const HABIT = 500;
 
 // The token is kept for this tab only. A cookie would go out with the requests of other sites'
 // pages as well, localStorage would outlive the tab on a shared machine, and a variable alone
@@ -207,14 +208,19 @@ function acts(event) {
   const replay = el('button', { 'aria-label': `Replay ${name}` }, 'Replay');
   const discard = el('button', { 'aria-label': `Discard ${name}` }, 'Discard');
   replay.addEventListener('click', () => act(event.id, 'replay', 'It will be published once more.'));
-  // What is discarded is gone: it takes a second press.
+  // What is discarded is gone: it takes a second press, and no double click by habit.
   let calming;
+  let pressed = 0;
   const calm = () => {
     discard.className = '';
     setText(discard, 'Discard');
     discard.setAttribute('aria-label', `Discard ${name}`);
   };
   discard.addEventListener('click', () => {
+    if (performance.now() - pressed < HABIT) {
+      return;
+    }
+    pressed = performance.now();
     clearTimeout(calming);
     if (discard.className === 'sure') {
       calm();
