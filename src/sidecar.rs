@@ -103,7 +103,7 @@ impl Sidecar {
             settings: config.inbound,
             router: Arc::clone(&router),
             buffer: buffer.clone(),
-            client,
+            client: Arc::clone(&client),
             metrics: Arc::clone(&metrics),
         });
         let mut addresses = Vec::new();
@@ -125,6 +125,7 @@ impl Sidecar {
                 buffer: buffer.clone(),
                 router,
                 metrics: Arc::clone(&metrics),
+                client,
                 flow: flow_seen,
                 effective,
                 retry_held,

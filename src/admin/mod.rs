@@ -29,6 +29,7 @@ use crate::forwarder::{Cause, Flow};
 use crate::http::{self, Answer, plain};
 use crate::metrics::{Gauges, Metrics};
 use crate::page as shared_page;
+use crate::qstash::Client;
 use crate::router::Router;
 use crate::secret::Secret;
 
@@ -53,6 +54,7 @@ pub(crate) struct Admin {
     pub(crate) buffer: Buffer,
     pub(crate) router: Arc<Router>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) client: Arc<Client>,
     pub(crate) flow: watch::Receiver<Flow>,
     /// The effective settings, without secrets.
     pub(crate) effective: Vec<(&'static str, String)>,

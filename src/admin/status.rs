@@ -142,11 +142,14 @@ impl Admin {
         let settings = self.effective.iter();
         let settings = settings.map(|(name, value)| ((*name).to_owned(), json!(value)));
         let settings: Map<String, Value> = settings.collect();
+        let quota = self.client.quota();
+        let quota =
+            quota.map(|quota| json!({ "limit": quota.limit, "remaining": quota.remaining }));
         let status = json!({
             "level": level.as_str(),
             "sentence": sentence,
             "writable": gauges.writable,
-            "qstash": { "flowing": gauges.stopped.is_none(), "cause": gauges.stopped, "reason": flow.stopped.map(|(_, reason)| reason), "since": flow.since.to_string() },
+            "qstash": { "flowing": gauges.stopped.is_none(), "cause": gauges.stopped, "reason": flow.stopped.map(|(_, reason)| reason), "since": flow.since.to_string(), "quota": quota },
             "held": flow.held,
             "events": {
                 "pending": gauges.tally.pending,

@@ -195,7 +195,7 @@ async fn status_tells_what_flows_since_when_and_by_the_minute() {
         (sum(&before, "accepted"), sum(&before, "delivered")),
         (12, 12)
     );
-    assert_eq!(before["settings"]["buffer_max"], "1GiB");
+    assert_eq!(before["settings"]["buffer_max"], "1.0 GiB");
     assert_eq!(before["level"], "good", "{before}");
     assert_eq!(before["accepted"], 12);
 
@@ -209,4 +209,30 @@ async fn status_tells_what_flows_since_when_and_by_the_minute() {
     assert_eq!(stopped["qstash"]["cause"], "unreachable");
     let since = |status: &serde_json::Value| status["qstash"]["since"].as_str().unwrap().to_owned();
     assert!(since(&stopped) > since(&before), "{stopped}");
+}
+
+#[tokio::test]
+async fn status_tells_the_quota_as_qstash_told_it() {
+    let app = TestApp::start().await;
+    let quota = async || {
+        let text = app.admin("/api/status").await.body;
+        let status = serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        status["qstash"]["quota"].clone()
+    };
+    assert!(quota().await.is_null(), "nothing was told yet");
+    let reset = strapi_qstash::clock::now().plus(LONG);
+    app.qstash
+        .server
+        .faults()
+        .set(Fault::DailyQuota { reset })
+        .await;
+    app.post_updates(1).await;
+    let deadline = std::time::Instant::now() + LONG;
+    while quota().await.is_null() {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    assert_eq!(
+        quota().await,
+        serde_json::json!({ "limit": 1000, "remaining": 0 })
+    );
 }
