@@ -72,7 +72,7 @@ impl Sidecar {
     /// Starts all parts; when it returns, events are taken.
     pub async fn start(config: Config, sockets: &Sockets) -> Result<Self, StartError> {
         let (listeners, admin_listener) = sockets.listeners().map_err(StartError::Sockets)?;
-        let summary = config.summary();
+        let effective = config.effective();
         let buffer = Buffer::open(&config.buffer)?;
         let client = Arc::new(Client::new(config.qstash)?);
         let metrics = Arc::new(Metrics::default());
@@ -103,7 +103,7 @@ impl Sidecar {
             settings: config.inbound,
             router: Arc::clone(&router),
             buffer: buffer.clone(),
-            client,
+            client: Arc::clone(&client),
             metrics: Arc::clone(&metrics),
         });
         let mut addresses = Vec::new();
@@ -125,8 +125,9 @@ impl Sidecar {
                 buffer: buffer.clone(),
                 router,
                 metrics: Arc::clone(&metrics),
+                client,
                 flow: flow_seen,
-                summary,
+                effective,
                 retry_held,
                 is_local: listener
                     .local_addr()

@@ -3,6 +3,8 @@
 //! whoever may read the buffer too: somebody on this machine, or with the token.
 
 mod events;
+mod page;
+mod status;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,6 +28,8 @@ use crate::clock;
 use crate::forwarder::{Cause, Flow};
 use crate::http::{self, Answer, plain};
 use crate::metrics::{Gauges, Metrics};
+use crate::page as shared_page;
+use crate::qstash::Client;
 use crate::router::Router;
 use crate::secret::Secret;
 
@@ -50,9 +54,10 @@ pub(crate) struct Admin {
     pub(crate) buffer: Buffer,
     pub(crate) router: Arc<Router>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) client: Arc<Client>,
     pub(crate) flow: watch::Receiver<Flow>,
     /// The effective settings, without secrets.
-    pub(crate) summary: String,
+    pub(crate) effective: Vec<(&'static str, String)>,
     /// Has destinations that do not exist tried at once.
     pub(crate) retry_held: Arc<Notify>,
     /// Whether only this machine can reach the address.
@@ -92,6 +97,12 @@ pub(crate) async fn serve(
 
 impl Admin {
     async fn handle(&self, request: Request<Incoming>) -> Answer {
+        let mut answer = self.route(request).await;
+        shared_page::protect(answer.headers_mut());
+        answer
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         let asked = events::Asked::of(path);
@@ -103,12 +114,13 @@ impl Admin {
         if !(head.method == method || (method == Method::GET && head.method == Method::HEAD)) {
             return not_allowed(if method == Method::GET { "GET" } else { "POST" });
         }
+        let part = page::part(path, &head.headers);
         match path {
             "/healthz" => return plain(StatusCode::OK, "ok\n"),
             "/readyz" => return self.ready().await,
             "/metrics" => return self.metrics().await,
             "/" | "/api/status" | RETRY => {}
-            _ if asked.is_some() => {}
+            _ if asked.is_some() || part.is_some() => {}
             _ => {
                 return plain(
                     StatusCode::NOT_FOUND,
@@ -117,8 +129,15 @@ impl Admin {
                 );
             }
         }
+        // The page without what it shows is no secret, and it is what asks for the token.
+        if let (Some(part), Some(_)) = (&part, &self.settings.token) {
+            return part.clone();
+        }
         if let Some(refusal) = self.refuse(&head.headers) {
             return refusal;
+        }
+        if let Some(part) = part {
+            return part;
         }
         match (path, asked) {
             ("/", _) => plain(StatusCode::OK, self.status_text()),
@@ -202,66 +221,6 @@ impl Admin {
             stopped: stopped.map(cause_name),
             held_destinations: held,
         }
-    }
-
-    /// One sentence for a person.
-    fn status_text(&self) -> String {
-        let tally = self.buffer.tally();
-        let flow = self.flow.borrow();
-        let mut text = match &flow.stopped {
-            None => "QStash takes events.".to_owned(),
-            Some((Cause::Unreachable, reason)) => {
-                format!("QStash is unreachable, events are kept: {reason}")
-            }
-            Some((Cause::Unauthorized, reason)) => {
-                format!("QStash refuses the token, events are kept: {reason}")
-            }
-            Some((Cause::Limited, reason)) => {
-                format!("QStash takes no more for now, events are kept: {reason}")
-            }
-        };
-        for destination in &flow.held {
-            text.push_str(&format!(
-                "\n{destination} does not exist at QStash, its events are kept."
-            ));
-        }
-        text.push_str(&format!(
-            "\n{} pending, {} delivered and kept as history, {} dead letters\n",
-            tally.pending, tally.delivered, tally.dead
-        ));
-        text
-    }
-
-    async fn status_json(&self) -> Answer {
-        let gauges = self.gauges().await;
-        let flow = self.flow.borrow().clone();
-        let status = json!({
-            "writable": gauges.writable,
-            "qstash": { "flowing": gauges.stopped.is_none(), "cause": gauges.stopped, "reason": flow.stopped.map(|(_, reason)| reason), "since": flow.since.to_string() },
-            "held": flow.held,
-            "events": {
-                "pending": gauges.tally.pending,
-                "delivered": gauges.tally.delivered,
-                "dead": gauges.tally.dead,
-            },
-            "accepted": gauges.tally.accepted,
-            "discarded": gauges.tally.discarded,
-            "lost": gauges.tally.lost,
-            "buffer": gauges.usage.map(|usage| json!({
-                "used_bytes": usage.used_bytes,
-                "limit_bytes": usage.limit_bytes,
-                "disk_free_bytes": usage.free_bytes,
-            })),
-            "oldest_age_seconds": gauges.oldest_age_seconds,
-            // The last sixty minutes, since the start: the one that is not over comes last.
-            "per_minute": {
-                "accepted": self.metrics.accepted_minutes.counts(),
-                "delivered": self.metrics.delivered_minutes.counts(),
-            },
-            "settings": self.summary,
-            "version": env!("CARGO_PKG_VERSION"),
-        });
-        http::json(StatusCode::OK, &status)
     }
 }
 

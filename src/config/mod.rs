@@ -154,28 +154,37 @@ impl Config {
 
     /// The effective settings on one line, without secrets.
     pub fn summary(&self) -> String {
-        let on = |secret: bool| if secret { "set" } else { "none" };
-        let admin = self
-            .admin
-            .as_ref()
-            .map_or("off".to_owned(), |admin| admin.listen.to_string());
-        format!(
-            "listen={:?} webhook_secret={} max_body={} qstash_url={} qstash_api={:?} buffer={} buffer_max={} \
-             keep_delivered={} max_age={} admin={admin} shutdown_grace={}",
-            self.inbound.listen,
-            on(self.inbound.secret.is_some()),
-            ByteSize(self.inbound.max_body),
-            self.qstash.base,
-            self.qstash.api,
-            self.buffer.path.display(),
-            ByteSize(self.buffer.max_bytes),
-            humantime::format_duration(self.buffer.keep_delivered),
-            self.forwarder
-                .max_age
-                .map_or("never".to_owned(), |age| humantime::format_duration(age)
-                    .to_string()),
-            humantime::format_duration(self.shutdown_grace),
-        )
+        let settings = self.effective().into_iter();
+        let settings = settings.map(|(name, value)| format!("{name}={value}"));
+        settings.collect::<Vec<_>>().join(" ")
+    }
+
+    /// The same, one by one.
+    pub(crate) fn effective(&self) -> Vec<(&'static str, String)> {
+        let on = |secret: bool| if secret { "set" } else { "none" }.to_owned();
+        let time = |duration| humantime::format_duration(duration).to_string();
+        let admin = self.admin.as_ref();
+        let max_age = self.forwarder.max_age;
+        vec![
+            ("listen", format!("{:?}", self.inbound.listen)),
+            ("webhook_secret", on(self.inbound.secret.is_some())),
+            ("max_body", ByteSize(self.inbound.max_body).to_string()),
+            ("qstash_url", self.qstash.base.to_string()),
+            ("qstash_api", format!("{:?}", self.qstash.api)),
+            ("buffer", self.buffer.path.display().to_string()),
+            ("buffer_max", ByteSize(self.buffer.max_bytes).to_string()),
+            ("keep_delivered", time(self.buffer.keep_delivered)),
+            ("max_age", max_age.map_or("never".to_owned(), time)),
+            (
+                "admin",
+                admin.map_or("off".to_owned(), |admin| admin.listen.to_string()),
+            ),
+            (
+                "admin_token",
+                on(admin.is_some_and(|admin| admin.token.is_some())),
+            ),
+            ("shutdown_grace", time(self.shutdown_grace)),
+        ]
     }
 }
 

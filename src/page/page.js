@@ -40,7 +40,17 @@ export function duration(millis) {
 }
 
 export function bytes(count) {
-  return count < 1024 ? `${count} bytes` : `${(count / 1024).toFixed(1)} KiB`;
+  const units = ['bytes', 'KiB', 'MiB', 'GiB'];
+  const unit = count < 1024 ? 0 : Math.min(3, Math.floor(Math.log2(count) / 10));
+  return `${unit === 0 ? count : (count / 1024 ** unit).toFixed(1)} ${units[unit]}`;
+}
+
+export const many = (count, what) => `${count} ${what}${count === 1 ? '' : 's'}`;
+
+// Names and values; those without a value are left out.
+export function table(rows) {
+  const shown = rows.filter(([, value]) => value).map(([name, value]) => el('tr', {}, el('th', { scope: 'row' }, name), el('td', {}, el('code', {}, value))));
+  return el('table', { class: 'table' }, el('tbody', {}, ...shown));
 }
 
 // JSON with its lines, anything else as it is.
@@ -56,16 +66,16 @@ let clearing;
 
 // Says something to everybody, also to who cannot see it.
 export function say(text) {
-  const toast = document.querySelector('[role=status]');
+  const toast = document.querySelector('.toast');
   toast.textContent = text;
   clearTimeout(clearing);
   clearing = setTimeout(() => { toast.textContent = ''; }, 5000);
 }
 
 // A change; what the server answers, or null when it refused, which is said.
-export async function post(path, body) {
+export async function post(path, body, headers = {}) {
   try {
-    const answer = await fetch(path, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
+    const answer = await fetch(path, { method: 'POST', headers: { 'content-type': 'application/json', ...headers }, body: JSON.stringify(body) });
     if (answer.ok) {
       return await answer.json();
     }

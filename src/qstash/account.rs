@@ -322,16 +322,24 @@ impl Account {
     }
 }
 
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
 fn seen(headers: &HeaderMap) -> Seen {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let number = |name: &str| text(name).and_then(|text| text.trim().parse().ok());
-    let quota = match (number("RateLimit-Limit"), number("RateLimit-Remaining")) {
-        (Some(limit), Some(remaining)) => Some(Quota { limit, remaining }),
-        _ => None,
-    };
     Seen {
-        date: text("date").and_then(Timestamp::parse_http_date),
-        quota,
+        date: text(headers, "date").and_then(Timestamp::parse_http_date),
+        quota: Quota::told(headers),
+    }
+}
+
+impl Quota {
+    pub(super) fn told(headers: &HeaderMap) -> Option<Self> {
+        let number = |name: &str| text(headers, name)?.trim().parse().ok();
+        Some(Self {
+            limit: number("RateLimit-Limit")?,
+            remaining: number("RateLimit-Remaining")?,
+        })
     }
 }
 

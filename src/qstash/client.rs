@@ -13,6 +13,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Response, Url};
 
+use super::account::Quota;
 use super::answer::{Answer, BatchOutcome, Outcome};
 use super::message::Message;
 use super::token::Token;
@@ -42,6 +43,8 @@ pub struct Client {
     settings: Settings,
     token: Token,
     limit: Mutex<Option<Limit>>,
+    /// What the last answer that told it said of the day's quota.
+    quota: Mutex<Option<Quota>>,
 }
 
 #[derive(Debug, Clone)]
@@ -66,6 +69,7 @@ impl Client {
             settings,
             token,
             limit: Mutex::new(None),
+            quota: Mutex::new(None),
         })
     }
 
@@ -209,6 +213,9 @@ impl Client {
             reason: describe(&error),
         };
         let mut response = request.send().await.map_err(failed)?;
+        if let Some(quota) = Quota::told(response.headers()) {
+            *self.quota.lock().unwrap_or_else(PoisonError::into_inner) = Some(quota);
+        }
         let bound = if response.status().is_success() {
             LARGEST_ANSWER
         } else {
@@ -223,6 +230,12 @@ impl Client {
         }
         token.redact(&mut body);
         Ok((response, body))
+    }
+
+    /// The day's quota as QStash told it last; not all plans have one, and not all answers tell.
+    pub fn quota(&self) -> Option<Quota> {
+        let quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner);
+        quota.clone()
     }
 
     /// Why nothing may be sent now, if so.

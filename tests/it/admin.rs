@@ -64,6 +64,43 @@ async fn status_wants_the_token_where_there_is_one_and_shows_no_secret() {
 }
 
 #[tokio::test]
+async fn the_page_is_for_browsers_and_shows_nothing_by_itself() {
+    let open = TestApp::start().await;
+    let locked = TestApp::builder()
+        .flag("--admin-token", "adm1n")
+        .start()
+        .await;
+    for app in [&open, &locked] {
+        let get = async |path: &str| {
+            let mut client = Client::connect(app.sidecar.admin_address().unwrap()).await;
+            let request = format!(
+                "GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: text/html,*/*;q=0.8\r\n\r\n"
+            );
+            client.send(request.as_bytes()).await
+        };
+        for (path, kind) in [
+            ("/", "text/html; charset=utf-8"),
+            ("/status.js", "text/javascript; charset=utf-8"),
+            ("/page.js", "text/javascript; charset=utf-8"),
+            ("/page.css", "text/css; charset=utf-8"),
+        ] {
+            let answer = get(path).await;
+            assert_eq!(
+                (answer.status, answer.header("content-type")),
+                (200, Some(kind)),
+                "{path}"
+            );
+            let policy = answer.header("content-security-policy").unwrap();
+            assert!(policy.starts_with("default-src 'none'"), "{policy}");
+        }
+    }
+    // The token protects what the page asks for.
+    assert_eq!(locked.admin("/api/status").await.status, 401);
+    let sentence = open.admin("/").await;
+    assert!(sentence.body.starts_with("QStash takes events."));
+}
+
+#[tokio::test]
 async fn nothing_is_changed_by_a_get_and_nothing_else_is_taken() {
     let app = TestApp::start().await;
     let mut client = Client::connect(app.sidecar.admin_address().unwrap()).await;
@@ -158,7 +195,8 @@ async fn status_tells_what_flows_since_when_and_by_the_minute() {
         (sum(&before, "accepted"), sum(&before, "delivered")),
         (12, 12)
     );
-    assert!(before["settings"].as_str().unwrap().contains("buffer_max="));
+    assert_eq!(before["settings"]["buffer_max"], "1.0 GiB");
+    assert_eq!(before["level"], "good", "{before}");
     assert_eq!(before["accepted"], 12);
 
     app.qstash.server.faults().set(Fault::Refuse).await;
@@ -171,4 +209,30 @@ async fn status_tells_what_flows_since_when_and_by_the_minute() {
     assert_eq!(stopped["qstash"]["cause"], "unreachable");
     let since = |status: &serde_json::Value| status["qstash"]["since"].as_str().unwrap().to_owned();
     assert!(since(&stopped) > since(&before), "{stopped}");
+}
+
+#[tokio::test]
+async fn status_tells_the_quota_as_qstash_told_it() {
+    let app = TestApp::start().await;
+    let quota = async || {
+        let text = app.admin("/api/status").await.body;
+        let status = serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        status["qstash"]["quota"].clone()
+    };
+    assert!(quota().await.is_null(), "nothing was told yet");
+    let reset = strapi_qstash::clock::now().plus(LONG);
+    app.qstash
+        .server
+        .faults()
+        .set(Fault::DailyQuota { reset })
+        .await;
+    app.post_updates(1).await;
+    let deadline = std::time::Instant::now() + LONG;
+    while quota().await.is_null() {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    assert_eq!(
+        quota().await,
+        serde_json::json!({ "limit": 1000, "remaining": 0 })
+    );
 }

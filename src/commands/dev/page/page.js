@@ -1,5 +1,5 @@
 // The page of `dev`: what the server tells at /live is shown, and the switches are posted.
-import { bytes, duration, el, follow, pill, post, readable, say, setText, timeOfDay } from '/page.js';
+import { bytes, duration, el, follow, many, pill, post, readable, say, setText, table, timeOfDay } from '/page.js';
 
 const get = (id) => document.getElementById(id);
 const MAX_SHOWN = 200;
@@ -30,8 +30,6 @@ function showState(next) {
   type(get('delay'), catcher.delayMs);
   showWaiting(next.waiting, next.pending);
 }
-
-const many = (count, what) => `${count} ${what}${count === 1 ? '' : 's'}`;
 
 function show(id, [words, kind]) {
   get(id).className = `pill ${kind}`;
@@ -214,11 +212,6 @@ async function showDetails(element, id) {
   if (top) {
     inside.querySelector('pre').scrollTop = top;
   }
-}
-
-function table(rows) {
-  const shownRows = rows.filter(([, value]) => value).map(([name, value]) => el('tr', {}, el('th', { scope: 'row' }, name), el('td', {}, el('code', {}, value))));
-  return el('table', { class: 'table' }, el('tbody', {}, ...shownRows));
 }
 
 setInterval(drawLine, 250);
