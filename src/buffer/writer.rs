@@ -360,9 +360,7 @@ impl<'a> Writer<'a> {
             _ => {}
         }
         let is_pending = |event: &&NewEvent| matches!(event.fate, Fate::Pending { .. });
-        if appended.is_ok() && events.iter().any(is_pending) {
-            self.shared.appended.notify_one();
-        }
+        let to_publish = appended.is_ok() && events.iter().any(is_pending);
         match appended {
             Err(failure) if matches!(*failure, StoreError::Moved) => {
                 let appends = appends.drain(..).map(|(_, done)| done);
@@ -372,6 +370,10 @@ impl<'a> Writer<'a> {
             }
             Err(failure) if !is_full(&failure) => return Err(failure),
             appended => answer(appends.drain(..).map(|(_, done)| done), &appended.map(drop)),
+        }
+        // After the answers: those who wait for them come first.
+        if to_publish {
+            self.shared.appended.notify_one();
         }
         match settled {
             Ok(_) => answer(self.outcomes.committed(settled_count), &Ok(())),

@@ -1,8 +1,8 @@
 //! The forwarder: claims what is due, publishes it, settles it.
 //!
 //! One task owns all decisions; requests run beside it and report back. One event alone goes
-//! as a single publish, a backlog as batches: while all requests are out, the next batch
-//! gathers, so there is no timer here either.
+//! at once, as a single publish, a backlog as batches: while all requests are out, the next
+//! batch gathers, and while events come in, so does each (see `pace`).
 //!
 //! Where an event is while something fails: on disk, pending. It leaves the queue only by an
 //! outcome that was committed. What is in memory is a window on the head of the backlog.
@@ -11,6 +11,7 @@ mod backoff;
 mod breaker;
 mod large;
 mod outcomes;
+mod pace;
 mod publish;
 mod window;
 
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use self::breaker::{Breaker, Permit};
+use self::pace::Pace;
 use self::publish::{Attempt, Published};
 use self::window::{Entry, Window};
 use crate::buffer::{AppendError, Buffer, Pending, Seq, Settlement, Verdict};
@@ -120,6 +122,7 @@ struct Hold {
 struct State {
     window: Window,
     breaker: Breaker,
+    pace: Pace,
     holds: HashMap<String, Hold>,
     /// All pending events up to here are known, or held.
     cursor: Seq,
@@ -212,6 +215,7 @@ impl Forwarder {
         let mut state = State {
             window: Window::default(),
             breaker: Breaker::new(),
+            pace: Pace::default(),
             holds: HashMap::new(),
             cursor: Seq::START,
             more: true,
@@ -229,12 +233,11 @@ impl Forwarder {
                 if state.requests == 0 && state.unsettled == 0 {
                     return Ok(());
                 }
-            } else {
-                self.expire(&mut state);
-                self.refill(&mut state).await;
-                self.dispatch(&mut state).await;
+            } else if state.pace.rest(Instant::now()).is_none() {
+                self.take_turn(&mut state).await;
             }
-            let wake = self.next_wake(&state);
+            let rest = state.pace.rest(Instant::now());
+            let wake = [self.next_wake(&state), rest].into_iter().flatten().min();
             tokio::select! {
                 () = self.stop.cancelled(), if !self.stop.is_cancelled() => {}
                 report = reported.recv() => match report {
@@ -244,7 +247,7 @@ impl Forwarder {
                     Some(Report::Failed(error)) => return Err(error),
                     None => return Ok(()), // the state holds a sender: not before it is dropped
                 },
-                () = self.buffer.appended().notified() => match self.buffer.take_replayed() {
+                () = self.buffer.appended().notified(), if rest.is_none() => match self.buffer.take_replayed() {
                     true => state.rewind(),
                     false => state.more = true,
                 },
@@ -252,6 +255,17 @@ impl Forwarder {
                 () = sleep_until(wake) => self.look_at_token(&mut state),
             }
         }
+    }
+
+    /// Starts what may go. What came during a rest is not told apart from what comes now.
+    async fn take_turn(&self, state: &mut State) {
+        let most = state
+            .pace
+            .turn(self.buffer.tally().accepted, Instant::now());
+        state.more |= most.is_some();
+        self.expire(state);
+        self.refill(state).await;
+        self.dispatch(state, most).await;
     }
 
     /// Fills the window from disk, once there is room for a good part of it.
@@ -321,9 +335,10 @@ impl Forwarder {
         }
     }
 
-    /// Starts as many requests as may be out.
-    async fn dispatch(&self, state: &mut State) {
-        while state.may_request() {
+    /// Starts as many requests as may be out, or as `most` events fill.
+    async fn dispatch(&self, state: &mut State, most: Option<usize>) {
+        let mut started = 0;
+        while state.may_request() && most.is_none_or(|most| started < most) {
             let now = Instant::now();
             match state.breaker.permit(now) {
                 Permit::Wait(_) | Permit::WaitForTrial => return,
@@ -347,6 +362,7 @@ impl Forwarder {
                     if entries.is_empty() {
                         return;
                     }
+                    started += entries.len();
                     self.start(state, entries, Attempt::Flow);
                 }
             }
