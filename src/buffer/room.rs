@@ -39,7 +39,7 @@ impl Writer<'_> {
         }
         let limit_bytes = self.settings.max_bytes;
         loop {
-            let used_bytes = self.store.used_bytes()?;
+            let used_bytes = self.store.used_bytes();
             let full = if used_bytes.saturating_add(incoming) > limit_bytes {
                 AppendError::Full {
                     used_bytes,
@@ -119,7 +119,7 @@ impl Writer<'_> {
         // Healthy again only with some room: at the brim the next event would not fit.
         let limit = self.settings.max_bytes - self.settings.max_bytes / 16;
         let has_room = self.take_reserve()
-            && self.store.used_bytes()? < limit
+            && self.store.used_bytes() < limit
             && self.disk_takes(TYPICAL_EVENT)?;
         let health = match self.store.probe() {
             Ok(()) if !self.store.is_in_place() => return Err(Arc::new(StoreError::Moved)),

@@ -157,7 +157,29 @@ pub(super) struct Store {
     db: Connection,
     files: Files,
     frames: Arc<AtomicU32>,
+    size: Size,
     keeps_history: bool,
+}
+
+/// How large the file is, after the last commit of this connection, which alone writes: to ask
+/// between two of them takes locks.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    pages: u64,
+    free_pages: u64,
+}
+
+impl Size {
+    fn of(db: &Connection) -> Result<Self, StoreError> {
+        let count = |name| -> Result<u64, StoreError> {
+            let pages: i64 = pragma(db, name)?;
+            Ok(u64::try_from(pages).unwrap_or(0))
+        };
+        Ok(Self {
+            pages: count("page_count")?,
+            free_pages: count("freelist_count")?,
+        })
+    }
 }
 
 impl Store {
@@ -195,6 +217,7 @@ impl Store {
             Ok(())
         }))?;
         Ok(Self {
+            size: Size::of(&db)?,
             db,
             files: Files::new(path).map_err(StoreError::Io)?,
             frames,
@@ -228,11 +251,11 @@ impl Store {
     /// all of the log be copied into the file after that.
     pub(super) fn growth(&self, incoming: u64) -> Result<u64, StoreError> {
         let page = u64::from(PAGE_SIZE);
-        let (pages, free) = (self.pages()?, self.free_pages()?);
+        let Size { pages, free_pages } = self.size;
         // Each page that is written lies in the log first, with a frame's header.
         let incoming_pages = incoming.div_ceil(page) + COMMIT_PAGES;
         let log = (u64::from(self.log_frames()) + incoming_pages) * (page + 24);
-        let file = (pages + incoming_pages.saturating_sub(free)) * page;
+        let file = (pages + incoming_pages.saturating_sub(free_pages)) * page;
         let (file_now, log_now) = self.files.sizes().map_err(StoreError::Io)?;
         Ok(log.saturating_sub(log_now) + file.saturating_sub(file_now))
     }
@@ -260,7 +283,9 @@ impl Store {
             settle(&tx, settlement, now, self.keeps_history, &mut change)?;
         }
         let tally = add_tally(&tx, change)?;
+        let size = Size::of(&tx)?;
         tx.commit()?;
+        self.size = size;
         Ok(tally)
     }
 
@@ -279,7 +304,9 @@ impl Store {
             Change::Discard(seqs) => discard(&tx, seqs, &mut change)?,
         };
         let tally = add_tally(&tx, change)?;
+        let size = Size::of(&tx)?;
         tx.commit()?;
+        self.size = size;
         Ok((count, tally))
     }
 
@@ -296,19 +323,9 @@ impl Store {
     }
 
     /// Bytes of the pages in use. Free pages do not count: the next events go there.
-    pub(super) fn used_bytes(&self) -> Result<u64, StoreError> {
-        let used = self.pages()?.saturating_sub(self.free_pages()?);
-        Ok(used * u64::from(PAGE_SIZE))
-    }
-
-    fn pages(&self) -> Result<u64, StoreError> {
-        let pages: i64 = pragma(&self.db, "page_count")?;
-        Ok(u64::try_from(pages).unwrap_or(0))
-    }
-
-    fn free_pages(&self) -> Result<u64, StoreError> {
-        let pages: i64 = pragma(&self.db, "freelist_count")?;
-        Ok(u64::try_from(pages).unwrap_or(0))
+    pub(super) fn used_bytes(&self) -> u64 {
+        let Size { pages, free_pages } = self.size;
+        pages.saturating_sub(free_pages) * u64::from(PAGE_SIZE)
     }
 
     /// How many events are in each state.
@@ -349,13 +366,15 @@ impl Store {
                 },
             )?;
         }
+        let size = Size::of(&tx)?;
         tx.commit()?;
+        self.size = size;
         Ok(removed > 0)
     }
 
     /// Gives a few free pages back to the file system; whether there may be more.
     pub(super) fn shrink(&mut self) -> Result<bool, StoreError> {
-        let free = self.free_pages()?;
+        let free = self.size.free_pages;
         if free == 0 {
             return Ok(false);
         }
@@ -364,6 +383,7 @@ impl Store {
             .prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
         let mut rows = statement.query([])?;
         while rows.next()?.is_some() {}
+        self.size = Size::of(&self.db)?;
         Ok(free > u64::from(VACUUM_PAGES))
     }
 
