@@ -65,7 +65,7 @@ pub(crate) fn waiting(number: u64) -> NewEvent {
     let body = Bytes::from(body(number));
     let header = |name: &str, value: &'static str| (name.to_owned(), Bytes::from(value));
     NewEvent {
-        event: Event {
+        event: Arc::new(Event {
             id: EventId::new(),
             received_at: clock::now(),
             facts: Facts::read(&body).unwrap(),
@@ -77,7 +77,7 @@ pub(crate) fn waiting(number: u64) -> NewEvent {
                 ],
                 body,
             },
-        },
+        }),
         address: Some(Address {
             destination: "news".to_owned(),
             options: String::new(),

@@ -1,5 +1,7 @@
 //! What goes into the buffer and comes out of it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
@@ -46,8 +48,8 @@ impl From<&Destination> for Address {
 /// An event to append.
 #[derive(Debug)]
 pub struct NewEvent {
-    /// The event.
-    pub event: Event,
+    /// The event; shared with whoever publishes it when it cannot be kept.
+    pub event: Arc<Event>,
     /// Where it goes; `None` for a dead letter without a route.
     pub address: Option<Address>,
     /// What is known of it already.

@@ -13,11 +13,20 @@ use super::window::MAX_BATCH;
 /// Between two turns while events come in. With a full batch in each, 10,000 events a second.
 const REST: Duration = Duration::from_millis(10);
 
+/// While more come in than turns take: a burst, which is over the sooner the less it is disturbed.
+const LONG_REST: Duration = Duration::from_millis(50);
+
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// How many events had ever come at the last turn.
-    accepted: i64,
+    last: Option<Turn>,
     next: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Turn {
+    at: Instant,
+    /// How many events had ever come.
+    accepted: i64,
 }
 
 impl Pace {
@@ -29,9 +38,18 @@ impl Pace {
     /// Begins a turn, with `accepted` events having ever come. Returns how many may be published
     /// in it while more come in; `None`: none came since the last, and there is no limit.
     pub(super) fn turn(&mut self, accepted: i64, now: Instant) -> Option<usize> {
-        let come_in = std::mem::replace(&mut self.accepted, accepted) != accepted;
-        self.next = come_in.then(|| now + REST);
-        come_in.then_some(MAX_BATCH)
+        let last = self.last.replace(Turn { at: now, accepted });
+        let rest = last.map_or(Some(REST), |last| {
+            let (came, took) = (accepted - last.accepted, now - last.at);
+            let as_many = MAX_BATCH as f64 * took.as_secs_f64() / REST.as_secs_f64();
+            match came {
+                0 => None,
+                _ if came as f64 > as_many => Some(LONG_REST),
+                _ => Some(REST),
+            }
+        });
+        self.next = rest.map(|rest| now + rest);
+        rest.map(|_| MAX_BATCH)
     }
 }
 
@@ -51,6 +69,23 @@ mod tests {
         assert_eq!(pace.rest(next), None);
         assert_eq!(pace.turn(40, next), Some(MAX_BATCH), "39 came meanwhile");
         assert_eq!(pace.rest(next), Some(next + REST));
+    }
+
+    #[test]
+    fn a_burst_is_let_in_first() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        pace.turn(1, start);
+        let next = start + REST;
+        pace.turn(201, next);
+        assert_eq!(pace.rest(next), Some(next + LONG_REST));
+        let later = next + LONG_REST;
+        pace.turn(601, later);
+        assert_eq!(
+            pace.rest(later),
+            Some(later + REST),
+            "as many as turns take"
+        );
     }
 
     #[test]

@@ -84,6 +84,8 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(super) struct Window {
     waiting: BTreeMap<Seq, Entry>,
+    /// How many of them wait for a time: mostly none, and all need not be looked at for it.
+    timed: usize,
     /// Out, or settled but not on disk yet: a read of the buffer still finds them pending.
     out: HashSet<Seq>,
     documents_out: HashMap<DocumentKey, usize>,
@@ -105,12 +107,14 @@ impl Window {
     /// Takes an event in, or back after an attempt that did not settle it.
     pub(super) fn insert(&mut self, entry: Entry) {
         self.out.remove(&entry.seq());
-        self.waiting.insert(entry.seq(), entry);
+        self.timed += usize::from(entry.due.is_some());
+        let before = self.waiting.insert(entry.seq(), entry);
+        self.timed -= usize::from(before.is_some_and(|entry| entry.due.is_some()));
     }
 
     /// An event that was fetched to be tried now, past those that wait.
     pub(super) fn take_out(&mut self, entry: &Entry) {
-        self.waiting.remove(&entry.seq());
+        self.remove(entry.seq());
         self.mark_out(entry);
     }
 
@@ -135,6 +139,8 @@ impl Window {
     pub(super) fn remove_for(&mut self, destination: &str) {
         self.waiting
             .retain(|_, entry| entry.event.address.destination != destination);
+        let timed = self.waiting.values().filter(|entry| entry.due.is_some());
+        self.timed = timed.count();
     }
 
     /// Takes away what is too old.
@@ -185,6 +191,9 @@ impl Window {
 
     /// When the next event that waits for its time may go.
     pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
+        if self.timed == 0 {
+            return None;
+        }
         self.waiting
             .values()
             .filter_map(|entry| entry.due)
@@ -219,8 +228,14 @@ impl Window {
     }
 
     fn take(&mut self, seq: Seq) -> Option<Entry> {
-        let entry = self.waiting.remove(&seq)?;
+        let entry = self.remove(seq)?;
         self.mark_out(&entry);
+        Some(entry)
+    }
+
+    fn remove(&mut self, seq: Seq) -> Option<Entry> {
+        let entry = self.waiting.remove(&seq)?;
+        self.timed -= usize::from(entry.due.is_some());
         Some(entry)
     }
 

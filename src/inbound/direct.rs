@@ -1,6 +1,7 @@
 //! Publishing before the answer: Strapi's Trigger button, which tests the whole way, and
 //! events that could not be made durable.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
@@ -68,7 +69,7 @@ impl Inbound {
         };
         let (id, address) = (event.id, Some((&destination).into()));
         let new = NewEvent {
-            event,
+            event: Arc::new(event),
             address,
             fate,
         };

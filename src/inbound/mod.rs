@@ -15,12 +15,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use bytesize::ByteSize;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use tokio::net::TcpListener;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
@@ -30,7 +32,7 @@ pub(crate) use self::request::{Unread, read as read_body};
 use crate::buffer::{Buffer, Fate, NewEvent};
 use crate::clock;
 use crate::destination::{Destination, DestinationError};
-use crate::event::{Event, EventId, Facts, Payload, TRIGGER_TEST};
+use crate::event::{Event, EventId, Facts, NotAnObject, Payload, TRIGGER_TEST};
 use crate::http::{self, Answer, plain};
 use crate::metrics::Metrics;
 use crate::qstash::Client;
@@ -133,7 +135,7 @@ impl Inbound {
             .await
             .map_err(Refused::Body)?;
         let id = EventId::new();
-        let (facts, invalid) = match Facts::read(&body) {
+        let (facts, invalid) = match read_facts(&body).await {
             Ok(facts) => (facts, None),
             Err(error) => (Facts::default(), Some(error)),
         };
@@ -174,10 +176,9 @@ impl Inbound {
             }
             Routing::NoRoute => return self.bury_unrouted(event).await,
         };
-        // Cheap: the bytes are shared. It is only needed when the buffer fails.
-        let spare = event.clone();
+        let event = Arc::new(event);
         let new = NewEvent {
-            event,
+            event: Arc::clone(&event),
             address: Some((&destination).into()),
             fate: Fate::Pending { failed: None },
         };
@@ -186,10 +187,10 @@ impl Inbound {
             Ok(()) => {
                 self.metrics.ack_seconds.observe(started.elapsed());
                 self.metrics.accepted_minutes.add();
-                debug!(event.id = %spare.id, event.kind = spare.facts.kind, destination = %destination, "Accepted");
+                debug!(event.id = %event.id, event.kind = event.facts.kind, destination = %destination, "Accepted");
                 plain(StatusCode::ACCEPTED, "")
             }
-            Err(error) => self.publish_instead(&spare, &destination, &error).await,
+            Err(error) => self.publish_instead(&event, &destination, &error).await,
         }
     }
 
@@ -205,7 +206,7 @@ impl Inbound {
     }
 
     /// Authentic, but no event: kept, so that nothing is lost, and told.
-    async fn bury_invalid(&self, event: Event, error: &crate::event::NotAnObject) -> Answer {
+    async fn bury_invalid(&self, event: Event, error: &NotAnObject) -> Answer {
         error!(event.id = %event.id, %error, "Event is a dead letter");
         self.metrics.dead_invalid.add();
         let answer = plain(
@@ -219,7 +220,7 @@ impl Inbound {
         match self
             .buffer
             .append(NewEvent {
-                event,
+                event: Arc::new(event),
                 address: None,
                 fate: Fate::Dead {
                     reason,
@@ -302,6 +303,19 @@ impl Inbound {
                 plain(StatusCode::BAD_REQUEST, "the body did not arrive whole")
             }
         }
+    }
+}
+
+/// What the body tells. Reading a large one takes tens of milliseconds, in which others go on.
+async fn read_facts(body: &Bytes) -> Result<Facts, NotAnObject> {
+    const LARGE: usize = 256 << 10;
+    if body.len() < LARGE {
+        return Facts::read(body);
+    }
+    let elsewhere = body.clone();
+    match spawn_blocking(move || Facts::read(&elsewhere)).await {
+        Ok(facts) => facts,
+        Err(_) => Facts::read(body), // there is no other thread any more
     }
 }
 

@@ -21,13 +21,9 @@ pub(super) fn ensure(headers: &mut Vec<(String, Bytes)>, id: EventId) {
         return;
     }
     headers.retain(|(name, _)| !matches!(name.as_str(), TRACEPARENT | TRACESTATE));
-    let trace: String = id
-        .as_bytes()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let trace = u128::from_be_bytes(*id.as_bytes());
     let span = fastrand::u64(1..);
-    let value = format!("00-{trace}-{span:016x}-01");
+    let value = format!("00-{trace:032x}-{span:016x}-01");
     headers.push((TRACEPARENT.to_owned(), value.into()));
 }
 

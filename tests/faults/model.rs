@@ -1,5 +1,6 @@
 use std::cell::Cell;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -347,7 +348,7 @@ fn settings(dir: &Path) -> Settings {
 
 fn pending(body: &str, destination: &str) -> NewEvent {
     NewEvent {
-        event: Event {
+        event: Arc::new(Event {
             id: EventId::new(),
             received_at: clock::now(),
             facts: Facts {
@@ -358,7 +359,7 @@ fn pending(body: &str, destination: &str) -> NewEvent {
                 headers: vec![("x-strapi-event".into(), "entry.publish".into())],
                 body: body.to_owned().into(),
             },
-        },
+        }),
         address: Some(Address {
             destination: destination.into(),
             options: "retries=5".into(),

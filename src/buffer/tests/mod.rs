@@ -39,7 +39,7 @@ fn event(body: &str) -> Event {
 
 fn pending(body: &str, destination: &str) -> NewEvent {
     NewEvent {
-        event: event(body),
+        event: event(body).into(),
         address: Some(Address {
             destination: destination.into(),
             options: "retries=5".into(),

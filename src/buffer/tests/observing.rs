@@ -127,12 +127,13 @@ async fn a_list_is_read_in_pages_either_way_by_every_filter() {
     let kinds = ["entry.publish", "entry.update", "media.create"];
     for n in 0..30 {
         let mut new = pending(&n.to_string(), "news");
-        new.event.facts.kind = kinds[n % 3].to_owned();
+        let event = std::sync::Arc::make_mut(&mut new.event);
+        event.facts.kind = kinds[n % 3].to_owned();
         if n % 3 < 2 {
-            new.event.facts.model = Some("article".to_owned());
-            new.event.facts.uid = Some("api::article.article".to_owned());
+            event.facts.model = Some("article".to_owned());
+            event.facts.uid = Some("api::article.article".to_owned());
         }
-        new.event.received_at = Timestamp::from_millis(1_000 * n as i64);
+        event.received_at = Timestamp::from_millis(1_000 * n as i64);
         if n % 10 == 0 {
             new.fate = Fate::Dead {
                 reason: "no route".into(),
