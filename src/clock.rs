@@ -11,16 +11,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Timestamp(i64);
 
 /// The time it is.
+pub fn now() -> Timestamp {
+    // A clock before 1970 is a broken clock: zero keeps the sidecar running.
+    let since = precisely().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// The time it is, where a millisecond is long.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one place that reads the wall clock"
 )]
-pub fn now() -> Timestamp {
-    // A clock before 1970 is a broken clock: zero keeps the sidecar running.
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+pub(crate) fn precisely() -> SystemTime {
+    SystemTime::now()
 }
 
 impl Timestamp {

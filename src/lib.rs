@@ -77,6 +77,7 @@ pub mod router;
 pub mod secret;
 pub mod sidecar;
 pub mod sockets;
+pub mod spans;
 mod when;
 
 pub use self::qstash::signature;

@@ -20,6 +20,7 @@ use crate::inbound::{self, Admission, Inbound};
 use crate::metrics::Metrics;
 use crate::qstash::{Client, ClientError};
 use crate::sockets::Sockets;
+use crate::spans::{Spans, SpansError};
 
 /// How often history that is older than it is kept is looked for.
 const TIDY: Duration = Duration::from_secs(60);
@@ -30,6 +31,7 @@ pub struct Sidecar {
     admin: Option<SocketAddr>,
     buffer: Buffer,
     metrics: Arc<Metrics>,
+    spans: Arc<Spans>,
     draining: Arc<AtomicBool>,
     /// Inbound: the accept loops and their connections.
     accepting: Part,
@@ -66,6 +68,9 @@ pub enum StartError {
     /// The client cannot be built.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// Spans cannot be exported.
+    #[error(transparent)]
+    Spans(#[from] SpansError),
 }
 
 impl Sidecar {
@@ -73,6 +78,7 @@ impl Sidecar {
     pub async fn start(config: Config, sockets: &Sockets) -> Result<Self, StartError> {
         let (listeners, admin_listener) = sockets.listeners().map_err(StartError::Sockets)?;
         let effective = config.effective();
+        let spans = Arc::new(Spans::from_environment(&config.qstash.roots).await?);
         let buffer = Buffer::open(&config.buffer)?;
         let client = Arc::new(Client::new(config.qstash)?);
         let metrics = Arc::new(Metrics::default());
@@ -90,6 +96,7 @@ impl Sidecar {
             buffer: buffer.clone(),
             client: Arc::clone(&client),
             metrics: Arc::clone(&metrics),
+            spans: Arc::clone(&spans),
             flow,
             retry_held: Arc::clone(&retry_held),
             tasks: forwarding.tasks.clone(),
@@ -105,6 +112,7 @@ impl Sidecar {
             buffer: buffer.clone(),
             client: Arc::clone(&client),
             metrics: Arc::clone(&metrics),
+            spans: Arc::clone(&spans),
         });
         let mut addresses = Vec::new();
         for listener in listeners {
@@ -149,6 +157,7 @@ impl Sidecar {
             admin: admin_address,
             buffer,
             metrics,
+            spans,
             draining,
             accepting,
             forwarding,
@@ -186,6 +195,7 @@ impl Sidecar {
             self.forwarding.stop().await;
             self.attending.stop().await;
             self.buffer.clone().close().await;
+            self.spans.end().await;
         };
         match tokio::time::timeout(grace, drain).await {
             Ok(()) => info!(pending = self.buffer.tally().pending, "Stopped"),

@@ -34,6 +34,7 @@ use crate::clock::{self, Timestamp};
 use crate::destination::{DeliveryOptions, Destination};
 use crate::metrics::Metrics;
 use crate::qstash::Client;
+use crate::spans::Spans;
 
 pub(crate) use self::breaker::Cause;
 
@@ -98,6 +99,7 @@ pub(crate) struct Forwarder {
     pub(crate) buffer: Buffer,
     pub(crate) client: Arc<Client>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) spans: Arc<Spans>,
     pub(crate) flow: watch::Sender<Flow>,
     /// Something was made at QStash: destinations that did not exist are tried at once.
     pub(crate) retry_held: Arc<Notify>,
@@ -416,13 +418,14 @@ impl Forwarder {
         state.requests += 1;
         state.bytes_out += entries.iter().map(Entry::bytes_out).sum::<u64>();
         let patience = state.breaker.patience(Instant::now());
-        let (buffer, client, reports) = (
+        let (buffer, client, spans, reports) = (
             self.buffer.clone(),
             Arc::clone(&self.client),
+            Arc::clone(&self.spans),
             state.reports.clone(),
         );
         let publishing = self.tasks.spawn(async move {
-            publish::publish(&buffer, &client, entries, attempt, patience).await
+            publish::publish(&buffer, &client, &spans, entries, attempt, patience).await
         });
         self.tasks.spawn(async move {
             let report = publishing

@@ -12,6 +12,7 @@ use super::window::Entry;
 use crate::buffer::{Buffer, StoredBody, StoredPayload};
 use crate::event::Payload;
 use crate::qstash::{BatchOutcome, Client, Message, Outcome};
+use crate::spans::Spans;
 
 /// Why a request is made.
 #[derive(Debug)]
@@ -67,6 +68,7 @@ struct Ready<'a> {
 pub(super) async fn publish(
     buffer: &Buffer,
     client: &Client,
+    spans: &Spans,
     entries: Vec<Entry>,
     attempt: Attempt,
     patience: Duration,
@@ -173,6 +175,15 @@ pub(super) async fn publish(
                 }
                 outcome => stopped |= !outcome.is_about_the_message(),
             }
+            let event = &ready.entry.event;
+            spans.published(
+                event.id,
+                &event.facts,
+                &event.address.destination,
+                &ready.payload.headers,
+                &outcome,
+                took,
+            );
             if let Some(slot) = tried.get_mut(ready.at) {
                 *slot = Tried::Yes(outcome);
             }

@@ -126,7 +126,16 @@ impl Inbound {
             broke: true,
             reason: "no answer in time".to_owned(),
         });
-        self.metrics.publish_seconds.observe(started.elapsed());
+        let took = started.elapsed();
+        self.metrics.publish_seconds.observe(took);
+        self.spans.published(
+            event.id,
+            &event.facts,
+            &destination.to_string(),
+            &event.payload.headers,
+            &outcome,
+            took,
+        );
         if let Outcome::Accepted { message_ids, .. } = &outcome {
             self.metrics.delivered.add();
             self.metrics.delivered_minutes.add();

@@ -38,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::qstash::Client;
 use crate::router::{Router, Routing};
 use crate::secret::Secret;
+use crate::spans::Spans;
 
 /// The paths that name a URL group, so that the URL of an old tutorial works with only its
 /// host changed.
@@ -75,6 +76,7 @@ pub(crate) struct Inbound {
     pub(crate) buffer: Buffer,
     pub(crate) client: Arc<Client>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) spans: Arc<Spans>,
 }
 
 /// Accepts connections until `shutdown`.
@@ -150,6 +152,7 @@ impl Inbound {
             payload,
         };
 
+        let receiving = self.spans.receive(&event);
         let mut answer = if let Some(error) = invalid {
             self.bury_invalid(event, &error).await
         } else {
@@ -159,6 +162,7 @@ impl Inbound {
                 false => self.accept(event, routing).await,
             }
         };
+        self.spans.received(receiving, answer.status());
         if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
             answer.headers_mut().insert(EVENT_ID, value);
         }
