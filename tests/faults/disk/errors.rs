@@ -296,16 +296,28 @@ pub(crate) async fn becomes(process: &Process, status: u16) -> bool {
     true
 }
 
-/// Waits until nothing is pending.
+/// Whether what waits now is published. Others may come meanwhile, of which some always wait for
+/// their turn.
 pub(crate) async fn drains(process: &Process) -> bool {
-    let deadline = Instant::now() + LONG;
-    while pending(process).await != 0 {
-        if Instant::now() > deadline {
+    let begun = Instant::now();
+    loop {
+        // Asked first, so that at worst it looks once more.
+        let since = begun.elapsed();
+        if pending(process).await == 0 || oldest_age(process).await < since {
+            return true;
+        }
+        if begun.elapsed() > LONG {
             return false;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    true
+}
+
+async fn oldest_age(process: &Process) -> Duration {
+    let metrics = process.admin("/metrics").await.body;
+    let name = "strapi_qstash_buffer_oldest_age_seconds ";
+    let age = metrics.lines().find_map(|line| line.strip_prefix(name));
+    Duration::from_secs_f64(age.unwrap().parse().unwrap())
 }
 
 pub(crate) async fn pending(process: &Process) -> i64 {
