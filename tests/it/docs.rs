@@ -37,6 +37,7 @@ fn every_flag_in_the_readme_exists() {
         "--rm",
         "--cap-drop",
         "--bench",
+        "--events",
         "--features",
         "--test",
     ];
