@@ -161,6 +161,8 @@ async fn requests<S, B>(
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)
         .max_buf_size(LARGEST_HEAD)
+        // A sender that hangs up after its last byte does not take the request along with it.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {

@@ -37,7 +37,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
 
 fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     // One thread for the network beside those of the buffer: a second made answers later, not
-    // sooner, since they woke each other. What takes long is not done on it.
+    // sooner, since they woke each other. For what takes long it steps aside.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

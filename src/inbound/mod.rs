@@ -15,14 +15,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use bytesize::ByteSize;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use tokio::net::TcpListener;
-use tokio::task::spawn_blocking;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
@@ -137,7 +137,7 @@ impl Inbound {
             .await
             .map_err(Refused::Body)?;
         let id = EventId::new();
-        let (facts, invalid) = match read_facts(&body).await {
+        let (facts, invalid) = match read_facts(&body) {
             Ok(facts) => (facts, None),
             Err(error) => (Facts::default(), Some(error)),
         };
@@ -310,16 +310,14 @@ impl Inbound {
     }
 }
 
-/// What the body tells. Reading a large one takes tens of milliseconds, in which others go on.
-async fn read_facts(body: &Bytes) -> Result<Facts, NotAnObject> {
+/// What the body tells. Reading a large one takes tens of milliseconds, in which other threads take
+/// over. Nothing is waited for: a connection that breaks meanwhile would take the event along.
+fn read_facts(body: &[u8]) -> Result<Facts, NotAnObject> {
     const LARGE: usize = 256 << 10;
-    if body.len() < LARGE {
-        return Facts::read(body);
-    }
-    let elsewhere = body.clone();
-    match spawn_blocking(move || Facts::read(&elsewhere)).await {
-        Ok(facts) => facts,
-        Err(_) => Facts::read(body), // there is no other thread any more
+    let can_step_aside = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+    match body.len() >= LARGE && can_step_aside {
+        true => block_in_place(|| Facts::read(body)),
+        false => Facts::read(body),
     }
 }
 

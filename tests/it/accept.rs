@@ -1,5 +1,8 @@
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
 use crate::harness::{Client, LONG, TestApp, fixtures};
 
 #[tokio::test]
@@ -325,4 +328,25 @@ async fn an_event_without_a_route_is_a_dead_letter_and_a_dropped_one_is_gone() {
         1.0
     );
     assert_eq!(app.metric("strapi_qstash_dropped_events_total").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_come_whole_is_kept_though_its_sender_hangs_up() {
+    let app = TestApp::start().await;
+    for (n, size) in [100, 600_000, 900_000].into_iter().enumerate() {
+        let body = format!(
+            r#"{{"event":"entry.create","x":[{}0]}}"#,
+            "0,".repeat(size / 2)
+        );
+        let mut stream = TcpStream::connect(app.webhook).await.unwrap();
+        let head = format!(
+            "POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(body.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        app.qstash.wait_for(n + 1, LONG).await;
+    }
 }
