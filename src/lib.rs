@@ -77,7 +77,7 @@ pub mod router;
 pub mod secret;
 pub mod sidecar;
 pub mod sockets;
-pub mod spans;
+mod spans;
 mod when;
 
 pub use self::qstash::signature;

@@ -20,7 +20,7 @@ use crate::inbound::{self, Admission, Inbound};
 use crate::metrics::Metrics;
 use crate::qstash::{Client, ClientError};
 use crate::sockets::Sockets;
-use crate::spans::{Spans, SpansError};
+use crate::spans::Spans;
 
 /// How often history that is older than it is kept is looked for.
 const TIDY: Duration = Duration::from_secs(60);
@@ -68,9 +68,6 @@ pub enum StartError {
     /// The client cannot be built.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// Spans cannot be exported.
-    #[error(transparent)]
-    Spans(#[from] SpansError),
 }
 
 impl Sidecar {
@@ -78,7 +75,7 @@ impl Sidecar {
     pub async fn start(config: Config, sockets: &Sockets) -> Result<Self, StartError> {
         let (listeners, admin_listener) = sockets.listeners().map_err(StartError::Sockets)?;
         let effective = config.effective();
-        let spans = Arc::new(Spans::from_environment(&config.qstash.roots).await?);
+        let spans = Arc::new(Spans::from_environment(&config.qstash.roots).await);
         let buffer = Buffer::open(&config.buffer)?;
         let client = Arc::new(Client::new(config.qstash)?);
         let metrics = Arc::new(Metrics::default());

@@ -13,8 +13,3 @@ mod otlp;
 pub(crate) use self::nowhere::Spans;
 #[cfg(feature = "otlp")]
 pub(crate) use self::otlp::Spans;
-
-/// Why spans cannot be exported.
-#[derive(Debug, thiserror::Error)]
-#[error("could not export spans; correct the OTEL_EXPORTER_OTLP_* variables, or take them away")]
-pub struct SpansError(#[source] Box<dyn std::error::Error + Send + Sync>);

@@ -5,6 +5,7 @@
 //! the ids, so its processor is given the spans; it sends them in batches, on a thread of its own,
 //! and drops what is too much for the collector: no event waits for a span.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,9 +20,10 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{
     BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor,
 };
+use reqwest::redirect::Policy;
 use tokio::task::spawn_blocking;
+use tracing::warn;
 
-use super::SpansError;
 use crate::clock;
 use crate::event::{Event, EventId, Facts};
 use crate::qstash::{ExtraRoots, Outcome, tls};
@@ -59,25 +61,28 @@ struct Parent {
 }
 
 impl Spans {
-    /// As the variables say that all of OpenTelemetry's exporters read: endpoint, headers,
-    /// timeout; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`.
-    pub(crate) async fn from_environment(roots: &ExtraRoots) -> Result<Self, SpansError> {
+    /// As the variables say that all of OpenTelemetry's exporters read: endpoint and headers,
+    /// `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`. They are often set for all of a
+    /// cluster, so one that is wrong is told and stops nothing: events come before spans.
+    pub(crate) async fn from_environment(roots: &ExtraRoots) -> Self {
         let scope = InstrumentationScope::builder(env!("CARGO_PKG_NAME"))
             .with_version(env!("CARGO_PKG_VERSION"))
             .build();
         let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        if !ENDPOINTS.iter().any(is_set) {
-            let processor = None;
-            return Ok(Self { processor, scope });
+        let mut processor = None;
+        if ENDPOINTS.iter().any(is_set) {
+            let tls = tls::client_config(roots);
+            // A blocking client has a runtime of its own, which cannot be made within another.
+            let made = spawn_blocking(move || self::processor(tls)).await;
+            match made.map_err(Into::into).flatten() {
+                Ok(made) => processor = Some(Arc::new(made)),
+                Err(error) => warn!(
+                    error = &*error as &dyn Error,
+                    "No spans are exported; correct the OTEL_EXPORTER_OTLP_* variables, or take them away"
+                ),
+            }
         }
-        let tls = tls::client_config(roots);
-        // A blocking client has a runtime of its own, which cannot be made within another.
-        let processor = spawn_blocking(move || processor(tls)).await;
-        let processor = processor.map_err(|error| SpansError(error.into()))??;
-        Ok(Self {
-            processor: Some(Arc::new(processor)),
-            scope,
-        })
+        Self { processor, scope }
     }
 
     pub(crate) fn receive(&self, event: &Event) -> Receiving {
@@ -215,17 +220,18 @@ impl Parent {
     }
 }
 
-fn processor(tls: rustls::ClientConfig) -> Result<BatchSpanProcessor, SpansError> {
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| SpansError(error);
+fn processor(
+    tls: rustls::ClientConfig,
+) -> Result<BatchSpanProcessor, Box<dyn Error + Send + Sync>> {
     let http = reqwest::blocking::Client::builder()
         .tls_backend_preconfigured(tls)
-        .build()
-        .map_err(|error| failed(error.into()))?;
+        // A redirect would carry the headers' secrets to another host.
+        .redirect(Policy::none())
+        .build()?;
     let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(http)
-        .build()
-        .map_err(|error| failed(error.into()))?;
+        .build()?;
     let mut processor = BatchSpanProcessor::builder(exporter).build();
     let mut resource = Resource::builder();
     if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
