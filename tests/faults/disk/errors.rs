@@ -296,21 +296,30 @@ pub(crate) async fn becomes(process: &Process, status: u16) -> bool {
     true
 }
 
-/// Whether what waits now is published. Others may come meanwhile, of which some always wait for
-/// their turn.
+/// Waits until nothing is pending.
 pub(crate) async fn drains(process: &Process) -> bool {
-    let begun = Instant::now();
-    loop {
-        // Asked first, so that at worst it looks once more.
-        let since = begun.elapsed();
-        if pending(process).await == 0 || oldest_age(process).await < since {
-            return true;
-        }
-        if begun.elapsed() > LONG {
+    let deadline = Instant::now() + LONG;
+    while pending(process).await != 0 {
+        if Instant::now() > deadline {
             return false;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    true
+}
+
+/// Waits until nothing is pending of what is now. Under load something always waits for its turn.
+pub(crate) async fn drains_what_waits(process: &Process) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < LONG {
+        // Asked first, so that at worst it looks once more.
+        let since = begun.elapsed();
+        if oldest_age(process).await < since {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    false
 }
 
 async fn oldest_age(process: &Process) -> Duration {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use strapi_qstash::dev_server::Fault;
 
-use super::errors::drains;
+use super::errors::{drains, drains_what_waits};
 use super::forgetful::{Faults, Forgetful, without_commit_syncs, without_syncs};
 use super::load::{Answered, Load, Shape};
 use super::run::Run;
@@ -148,7 +148,7 @@ pub(crate) async fn on_full_disk(scale: Scale) -> Report {
             report.wrong.push("the disk does not fill".to_owned());
         }
         qstash.server.faults().set(Fault::None).await;
-        if !drains(&process).await {
+        if !drains_what_waits(&process).await {
             report
                 .wrong
                 .push("the backlog stays on a full disk".to_owned());
@@ -161,6 +161,9 @@ pub(crate) async fn on_full_disk(scale: Scale) -> Report {
         }
     }
     let answers = load.stop().await;
+    if !drains(&process).await {
+        report.wrong.push("something stays without load".to_owned());
+    }
     process.kill().await;
     let (run, mut random) = (
         Run::new(disk.into_log(), answers, &qstash),
