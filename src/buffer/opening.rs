@@ -102,7 +102,7 @@ impl Opener {
         if matches!(left, Left::Failed) {
             store.leave_log_behind()?;
         }
-        let tally = store.tally()?;
+        let tally = store.tally();
         *left = Left::Closed;
         if let Some(lock) = &mut self.lock {
             lock.sign();

@@ -79,7 +79,7 @@ impl Writer<'_> {
     pub(super) fn purge(&mut self, before: Timestamp) -> Result<bool, StoreError> {
         let is_some = self.store.purge(before)?;
         if is_some {
-            self.shared.set_tally(self.store.tally()?);
+            self.shared.set_tally(self.store.tally());
         }
         Ok(is_some)
     }

@@ -5,6 +5,7 @@
 //! `synchronous=FULL`: each commit is one fdatasync, and an event is only promised after it.
 //! `NORMAL` would lose acknowledged events when the power goes.
 
+mod count;
 mod files;
 mod list;
 pub(super) mod log;
@@ -23,19 +24,20 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::wal::CheckpointMode;
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params};
 
+use self::count::Count;
 use self::files::Files;
 pub(super) use self::files::try_reading;
 pub(super) use self::read::Reader;
 pub(super) use self::rescue::{Rescued, rescue, settle_rescue};
-use self::write::{add_tally, append, discard, read_tally, remove, replay, settle};
+use self::write::{append, discard, remove, replay, settle};
 use super::{Change, LockError, NewEvent, Seq, Settlement, Tally};
 use crate::clock::Timestamp;
 
 /// `PRAGMA user_version` of this format, one number for the whole schema: it grows by one with
 /// each change of `schema.sql`. A file with another one is not opened.
-const FORMAT: i32 = 4;
+const FORMAT: i32 = 5;
 /// `PRAGMA application_id`: `SqsB`, so that `file` and people can tell what it is.
 const APPLICATION_ID: i32 = 0x5371_7342;
 /// The best of 4, 8 and 16 KiB for events of 2 KB with the checkpoint off the ack path.
@@ -50,17 +52,12 @@ const PURGE_ROWS: u32 = 64;
 const PURGE_BYTES: i64 = 1 << 20;
 
 /// Pages that a commit writes beside the bytes of its events: inner pages of the trees, free
-/// lists, the tally.
+/// lists, the counts.
 const COMMIT_PAGES: u64 = 64;
 
 const PENDING: i64 = 0;
 const DELIVERED: i64 = 1;
 const DEAD: i64 = 2;
-/// In the tally only.
-const FORGOTTEN: i64 = 3;
-const DISCARDED: i64 = 4;
-const ACCEPTED: i64 = 5;
-const LOST: i64 = 6;
 
 /// Why the file could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +154,8 @@ pub(super) struct Store {
     db: Connection,
     files: Files,
     frames: Arc<AtomicU32>,
+    /// As of the last commit.
+    count: Count,
     size: Size,
     keeps_history: bool,
 }
@@ -217,6 +216,7 @@ impl Store {
             Ok(())
         }))?;
         Ok(Self {
+            count: Count::read(&db)?,
             size: Size::of(&db)?,
             db,
             files: Files::new(path).map_err(StoreError::Io)?,
@@ -275,18 +275,15 @@ impl Store {
         let tx = self
             .db
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut change = Tally::default();
+        let mut count = self.count;
         for event in events {
-            append(&tx, event, now, self.keeps_history, &mut change)?;
+            append(&tx, event, now, self.keeps_history, &mut count)?;
         }
         for settlement in settlements {
-            settle(&tx, settlement, now, self.keeps_history, &mut change)?;
+            settle(&tx, settlement, now, self.keeps_history, &mut count.tally)?;
         }
-        let tally = add_tally(&tx, change)?;
-        let size = Size::of(&tx)?;
-        tx.commit()?;
-        self.size = size;
-        Ok(tally)
+        (self.size, self.count) = seal(tx, self.count, count)?;
+        Ok(self.tally())
     }
 
     /// Changes events as a person wants it; how many of them were changed.
@@ -298,16 +295,13 @@ impl Store {
         let tx = self
             .db
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut change = Tally::default();
-        let count = match wanted {
-            Change::Replay(events) => replay(&tx, events, now, &mut change)?,
-            Change::Discard(seqs) => discard(&tx, seqs, &mut change)?,
+        let mut count = self.count;
+        let changed = match wanted {
+            Change::Replay(events) => replay(&tx, events, now, &mut count.tally)?,
+            Change::Discard(seqs) => discard(&tx, seqs, &mut count.tally)?,
         };
-        let tally = add_tally(&tx, change)?;
-        let size = Size::of(&tx)?;
-        tx.commit()?;
-        self.size = size;
-        Ok((count, tally))
+        (self.size, self.count) = seal(tx, self.count, count)?;
+        Ok((changed, self.tally()))
     }
 
     /// Makes a pending row of its own durable and takes it away again: whether the disk takes
@@ -317,7 +311,7 @@ impl Store {
             .db
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         // Rewrites a row with what it holds: a page goes through the log and to the disk.
-        tx.execute("UPDATE tally SET count = count + 0", [])?;
+        tx.execute("UPDATE tally SET last = last + 0", [])?;
         tx.commit()?;
         Ok(())
     }
@@ -329,8 +323,8 @@ impl Store {
     }
 
     /// How many events are in each state.
-    pub(super) fn tally(&self) -> Result<Tally, StoreError> {
-        read_tally(&self.db)
+    pub(super) fn tally(&self) -> Tally {
+        self.count.tally
     }
 
     /// Removes a few of the delivered events settled before `before`, oldest first; whether
@@ -347,29 +341,18 @@ impl Store {
                 Ok((Seq(row.get(0)?), row.get(1)?))
             })?
             .collect::<Result<_, _>>()?;
-        let (mut removed, mut bytes) = (0, 0);
+        let (mut count, mut bytes) = (self.count, 0);
         for (seq, size) in &old {
             remove(&tx, *seq)?;
-            removed += 1;
+            count.tally.delivered -= 1;
+            count.tally.forgotten += 1;
             bytes += size;
             if bytes > PURGE_BYTES {
                 break;
             }
         }
-        if removed > 0 {
-            add_tally(
-                &tx,
-                Tally {
-                    delivered: -removed,
-                    forgotten: removed,
-                    ..Tally::default()
-                },
-            )?;
-        }
-        let size = Size::of(&tx)?;
-        tx.commit()?;
-        self.size = size;
-        Ok(removed > 0)
+        (self.size, self.count) = seal(tx, self.count, count)?;
+        Ok(!old.is_empty())
     }
 
     /// Gives a few free pages back to the file system; whether there may be more.
@@ -400,6 +383,14 @@ impl Store {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Commits it, with the counts that it leads to; both as they are then.
+fn seal(tx: Transaction<'_>, before: Count, count: Count) -> Result<(Size, Count), StoreError> {
+    count.write_after(before, &tx)?;
+    let size = Size::of(&tx)?;
+    tx.commit()?;
+    Ok((size, count))
 }
 
 /// Copies the log into the file while the writer goes on.

@@ -17,6 +17,9 @@ const PIECE: usize = 256 << 10;
 /// The bits of a piece's place that are its number: bodies of up to 16 GiB.
 const NUMBER_BITS: u32 = 16;
 
+/// The last number of an event whose pieces have places.
+pub(super) const LAST_SEQ: i64 = i64::MAX >> NUMBER_BITS;
+
 pub(super) fn insert(tx: &Transaction<'_>, seq: Seq, payload: &Payload) -> Result<(), StoreError> {
     let headers = write_headers(&payload.headers);
     let pieces = match payload.body.len() {

@@ -7,7 +7,8 @@ use std::path::Path;
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Row, params};
 
-use super::{APPLICATION_ID, FORMAT, PAGE_SIZE, StoreError, connect, payload, pragma, read_tally};
+use super::count::Count;
+use super::{APPLICATION_ID, FORMAT, PAGE_SIZE, StoreError, connect, payload, pragma};
 use crate::buffer::{Address, Found, Pending, Seq, StoredPayload, Tally};
 use crate::clock::Timestamp;
 use crate::event::{Document, EventId, Facts};
@@ -57,7 +58,7 @@ impl Reader {
 
     /// How many events are in each state.
     pub(in crate::buffer) fn tally(&self) -> Result<Tally, StoreError> {
-        read_tally(&self.db)
+        Ok(Count::read(&self.db)?.tally)
     }
 
     /// Bytes of the pages in use. Free pages do not count: the next events go there.

@@ -5,14 +5,16 @@
 //! looks: a process that dies meanwhile loses nothing.
 
 use std::io::ErrorKind;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, params, params_from_iter};
 
+use super::count::Count;
 use super::{
-    DEAD, DELIVERED, FORMAT, PAGE_SIZE, PENDING, Store, StoreError, add_tally, connect, files, log,
-    payload, pragma, read_tally, step,
+    DEAD, DELIVERED, FORMAT, PAGE_SIZE, PENDING, Store, StoreError, connect, files, log, payload,
+    pragma, step,
 };
 use crate::buffer::{Seq, Tally, beside};
 use crate::clock::Timestamp;
@@ -24,6 +26,9 @@ const ROWS: u32 = 256;
 /// New events begin so far behind the last one that can be read: the numbers of those that
 /// cannot must not be used again while somebody still knows them.
 const GAP: i64 = 1_000_000;
+
+/// What can be an event's number: what is read from a damaged page may be anything.
+const NUMBERS: RangeInclusive<i64> = 1..=payload::LAST_SEQ;
 
 /// Why an event without its bytes is a dead letter.
 const NO_BYTES: &str = "its bytes were on a damaged page of the buffer file";
@@ -196,8 +201,11 @@ fn carry_over(
     into: &mut Store,
     now: Timestamp,
 ) -> Result<(u64, u64), StoreError> {
-    let last = last_seq(from);
+    let (last, before) = (last_seqs(from), Count::read_row(from));
+    // Where the counts cannot be read, what was purged could not be told from what is lost.
+    let before = before.map_or_else(|_| Count::default(), |count| count.up_to(agreed(last)));
     let (mut carried, mut in_part, mut highest) = (0, 0, 0);
+    let mut found = Tally::default();
     from.execute_batch("BEGIN")?; // one look at it, and fewer locks
     let columns: Vec<&str> = COLUMNS.split_whitespace().collect();
     let select = format!("SELECT seq, {} FROM event", columns.join(", "));
@@ -207,10 +215,9 @@ fn carry_over(
     };
     walk(from, &select, read, |rows| {
         let tx = into.db.transaction()?;
-        let mut change = Tally::default();
         for (seq, values) in rows {
             let whole = payload::copy(from, &tx, Seq(seq))?;
-            if insert(&tx, seq, values, &columns, whole, now, &mut change)? {
+            if insert(&tx, seq, values, &columns, whole, now, &mut found)? {
                 *(if whole { &mut carried } else { &mut in_part }) += 1;
                 step::copy(from, &tx, Seq(seq))?;
                 highest = highest.max(seq);
@@ -218,13 +225,11 @@ fn carry_over(
                 payload::delete(&tx, Seq(seq))?;
             }
         }
-        add_tally(&tx, change)?;
         Ok(tx.commit()?)
     })?;
     let read = |row: &Row<'_>| Ok((row.get(0)?, ()));
     walk(from, "SELECT seq FROM payload", read, |rows| {
         let tx = into.db.transaction()?;
-        let mut change = Tally::default();
         for (seq, ()) in rows {
             let known = "SELECT count(*) FROM event WHERE seq = ?1";
             let known: i64 = tx
@@ -232,41 +237,38 @@ fn carry_over(
                 .query_row([seq], |row| row.get(0))?;
             if known == 0 && payload::copy(from, &tx, Seq(seq))? {
                 insert_orphan(&tx, Seq(seq), now)?;
-                change.dead += 1;
+                found.dead += 1;
                 in_part += 1;
                 highest = highest.max(seq);
             }
         }
-        add_tally(&tx, change)?;
         Ok(tx.commit()?)
     })?;
-    let before = read_tally(from).unwrap_or_default();
     from.execute_batch("COMMIT").ok(); // damage may have ended it
-    settle_tally(into, &before)?;
-    let next = highest.max(last) + GAP;
-    into.db.execute("DELETE FROM sqlite_sequence", [])?;
-    into.db.execute(
-        "INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?1)",
-        [next],
-    )?;
+    let count = Count {
+        tally: account(found, before.tally),
+        last: last.into_iter().fold(highest, i64::max) + GAP,
+    };
+    count.write(&into.db)?;
+    into.count = count;
     Ok((carried, in_part))
 }
 
 /// What became of the events that are here no more is known from the old file, and so is how
 /// many of those that should be here cannot be read.
-fn settle_tally(into: &mut Store, before: &Tally) -> Result<(), StoreError> {
-    let tx = into.db.transaction()?;
-    let mut change = Tally {
+fn account(found: Tally, before: Tally) -> Tally {
+    let known = Tally {
         forgotten: before.forgotten,
         discarded: before.discarded,
         lost: before.lost,
-        ..Tally::default()
+        ..found
     };
-    let found = read_tally(&tx)?.sum() + change.sum();
-    change.accepted = before.accepted.max(found);
-    change.lost += change.accepted - found;
-    add_tally(&tx, change)?;
-    Ok(tx.commit()?)
+    let accepted = before.accepted.max(known.sum());
+    Tally {
+        lost: known.lost + accepted - known.sum(),
+        accepted,
+        ..known
+    }
 }
 
 const COLUMNS: &str = "state id received_at stored_at kind model uid document is_document_id locale destination \
@@ -280,7 +282,7 @@ fn insert(
     columns: &[&str],
     whole: bool,
     now: Timestamp,
-    change: &mut Tally,
+    found: &mut Tally,
 ) -> Result<bool, StoreError> {
     let mut set = |column: &str, value: Value| {
         let at = columns.iter().position(|name| *name == column);
@@ -306,7 +308,7 @@ fn insert(
     let row = std::iter::once(Value::Integer(seq)).chain(values);
     match tx.prepare_cached(&sql)?.execute(params_from_iter(row)) {
         Ok(_) => {
-            *change.of(state) += 1;
+            *found.of(state) += 1;
             Ok(true)
         }
         // A row that the table would never have taken.
@@ -363,8 +365,8 @@ fn walk<T>(
         // now: SQLite gives them as they lie.
         let (found, before) = (rows.len(), seen);
         rows.retain(|(seq, _)| {
-            let is_new = *seq > seen;
-            seen = seen.max(*seq);
+            let is_new = *seq > seen && NUMBERS.contains(seq);
+            seen = if is_new { *seq } else { seen };
             is_new
         });
         failed |= found > 0 && seen == before;
@@ -420,15 +422,23 @@ fn known_seqs(from: &Connection) -> Vec<i64> {
     seqs
 }
 
-/// The highest number that may have been given; 0 where that cannot be read.
-fn last_seq(from: &Connection) -> i64 {
+/// The highest numbers, from wherever they can be read; 0 where not.
+fn last_seqs(from: &Connection) -> [i64; 3] {
     [
-        "SELECT seq FROM sqlite_sequence WHERE name = 'event'",
         "SELECT max(seq) FROM event",
         "SELECT max(seq) FROM payload",
+        "SELECT max(seq) FROM event INDEXED BY event_pending WHERE state = 0",
     ]
-    .iter()
-    .filter_map(|sql| from.query_row(sql, [], |row| row.get(0)).ok())
-    .max()
-    .unwrap_or(0)
+    .map(|sql| from.query_row(sql, [], |row| row.get(0)).unwrap_or(0))
+    .map(|seq| if NUMBERS.contains(&seq) { seq } else { 0 })
+}
+
+/// What is behind the counted is pending, and stands in three places, of which one may be damaged:
+/// the number that two of them agree on.
+fn agreed([event, payload, pending]: [i64; 3]) -> i64 {
+    match event == payload || event == pending {
+        true => event,
+        false if payload == pending => payload,
+        false => 0,
+    }
 }

@@ -1,9 +1,8 @@
--- Format 4 of the buffer. What is listed and updated (event) lies apart from the bytes
+-- Format 5 of the buffer. What is listed and updated (event) lies apart from the bytes
 -- (payload, piece), so that settling an event never rewrites its body.
 
 CREATE TABLE event (
-    -- The order of arrival. AUTOINCREMENT: without it ids would restart after a drain.
-    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq         INTEGER PRIMARY KEY,         -- the order of arrival; none is given twice
     id          BLOB    NOT NULL UNIQUE,     -- UUID v7, 16 bytes
     received_at INTEGER NOT NULL,            -- all times: ms since 1970, UTC
     stored_at   INTEGER NOT NULL,            -- when its commit began
@@ -56,12 +55,16 @@ CREATE TABLE step (
     words    TEXT    NOT NULL                -- why it failed, or QStash's message ids
 );
 
--- How many events are in each state, kept in the transaction that moves them: counting a
--- million rows at each scrape or start would take longer than starting. And what became of those
--- that are here no more: 3 delivered and no longer kept, 4 discarded by hand, 6 lost with a
--- damaged file. 5 is how many ever came, and so the sum of all others.
+-- How many events are in each state, and what became of those that are here no more: one row. The
+-- events behind `last` are not counted in it yet, all of them are pending: see count.rs.
 CREATE TABLE tally (
-    state INTEGER PRIMARY KEY,
-    count INTEGER NOT NULL
+    last      INTEGER NOT NULL,              -- the highest seq that was given
+    pending   INTEGER NOT NULL,
+    delivered INTEGER NOT NULL,
+    dead      INTEGER NOT NULL,
+    forgotten INTEGER NOT NULL,              -- delivered and no longer kept
+    discarded INTEGER NOT NULL,              -- by hand
+    accepted  INTEGER NOT NULL,              -- all that ever came: the sum of all others
+    lost      INTEGER NOT NULL               -- with a damaged file
 );
-INSERT INTO tally VALUES (0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (6, 0);
+INSERT INTO tally VALUES (0, 0, 0, 0, 0, 0, 0, 0);

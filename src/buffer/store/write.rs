@@ -1,10 +1,9 @@
 //! The changes: each within a transaction of the writer's.
 
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{
-    ACCEPTED, DEAD, DELIVERED, DISCARDED, FORGOTTEN, LOST, PENDING, StoreError, payload, step,
-};
+use super::count::Count;
+use super::{DEAD, DELIVERED, PENDING, StoreError, payload, step};
 use crate::buffer::{Address, Fate, NewEvent, Seq, Settlement, StepKind, Tally, Verdict};
 use crate::clock::Timestamp;
 
@@ -13,7 +12,7 @@ pub(super) fn append(
     new: &NewEvent,
     now: Timestamp,
     keeps_history: bool,
-    change: &mut Tally,
+    count: &mut Count,
 ) -> Result<(), StoreError> {
     let NewEvent {
         event,
@@ -32,14 +31,16 @@ pub(super) fn append(
     let facts = &event.facts;
     let document = facts.document.as_ref();
     let settled_at = (state != PENDING).then_some(now.as_millis());
+    let seq = Seq(count.last + 1);
     // It may be there already: a commit whose fsync failed is tried once more.
     let inserted = tx.prepare_cached(
-        "INSERT INTO event (id, received_at, state, kind, model, uid, document, is_document_id, locale,
+        "INSERT INTO event (seq, id, received_at, state, kind, model, uid, document, is_document_id, locale,
                             destination, options, size, is_text, attempts, due_at, settled_at, message_ids, reason, stored_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
          ON CONFLICT (id) DO NOTHING",
     )?
     .execute(params![
+        seq.0,
         event.id.as_bytes(),
         event.received_at.as_millis(),
         state,
@@ -63,7 +64,6 @@ pub(super) fn append(
     if inserted == 0 {
         return Ok(());
     }
-    let seq = Seq(tx.last_insert_rowid());
     payload::insert(tx, seq, &event.payload)?;
     if let Fate::Pending {
         failed: Some(reason),
@@ -71,8 +71,9 @@ pub(super) fn append(
     {
         step::note(tx, seq, StepKind::Failed, now, reason)?;
     }
-    *change.of(state) += 1;
-    change.accepted += 1;
+    *count.tally.of(state) += 1;
+    count.tally.accepted += 1;
+    count.last = seq.0;
     Ok(())
 }
 
@@ -81,7 +82,7 @@ pub(super) fn settle(
     settlement: &Settlement,
     now: Timestamp,
     keeps_history: bool,
-    change: &mut Tally,
+    tally: &mut Tally,
 ) -> Result<(), StoreError> {
     // Only what is pending can be settled: an event discarded meanwhile stays discarded.
     let changed = match &settlement.verdict {
@@ -110,15 +111,15 @@ pub(super) fn settle(
                 step::note(tx, settlement.seq, StepKind::Failed, now, reason)?;
             }
             Verdict::Delivered { .. } => {
-                change.pending -= 1;
+                tally.pending -= 1;
                 match keeps_history {
-                    true => change.delivered += 1,
-                    false => change.forgotten += 1,
+                    true => tally.delivered += 1,
+                    false => tally.forgotten += 1,
                 }
             }
             Verdict::Dead { .. } => {
-                change.pending -= 1;
-                change.dead += 1;
+                tally.pending -= 1;
+                tally.dead += 1;
             }
         }
     }
@@ -130,7 +131,7 @@ pub(super) fn replay(
     tx: &Transaction<'_>,
     events: &[(Seq, Option<Address>)],
     now: Timestamp,
-    change: &mut Tally,
+    tally: &mut Tally,
 ) -> Result<u64, StoreError> {
     let mut count = 0;
     for (seq, address) in events {
@@ -159,8 +160,8 @@ pub(super) fn replay(
             };
             step::note(tx, *seq, ended, settled_at, &words)?;
             step::note(tx, *seq, StepKind::Replayed, now, "")?;
-            *change.of(state) -= 1;
-            change.pending += 1;
+            *tally.of(state) -= 1;
+            tally.pending += 1;
             count += 1;
         }
     }
@@ -170,14 +171,14 @@ pub(super) fn replay(
 pub(super) fn discard(
     tx: &Transaction<'_>,
     seqs: &[Seq],
-    change: &mut Tally,
+    tally: &mut Tally,
 ) -> Result<u64, StoreError> {
     let mut count = 0;
     for seq in seqs {
         if let Some(state) = state_of(tx, *seq)? {
             remove(tx, *seq)?;
-            *change.of(state) -= 1;
-            change.discarded += 1;
+            *tally.of(state) -= 1;
+            tally.discarded += 1;
             count += 1;
         }
     }
@@ -205,21 +206,6 @@ fn state_of(tx: &Transaction<'_>, seq: Seq) -> Result<Option<i64>, StoreError> {
     Ok(statement.query_row([seq.0], |row| row.get(0)).optional()?)
 }
 
-impl Tally {
-    /// The count of a state as it is stored.
-    pub(super) fn of(&mut self, state: i64) -> &mut i64 {
-        match state {
-            PENDING => &mut self.pending,
-            DELIVERED => &mut self.delivered,
-            FORGOTTEN => &mut self.forgotten,
-            DISCARDED => &mut self.discarded,
-            ACCEPTED => &mut self.accepted,
-            LOST => &mut self.lost,
-            _ => &mut self.dead,
-        }
-    }
-}
-
 fn remove_pending(tx: &Transaction<'_>, seq: Seq) -> Result<usize, StoreError> {
     let removed = tx
         .prepare_cached("DELETE FROM event WHERE seq = ?1 AND state = 0")?
@@ -236,32 +222,4 @@ pub(super) fn remove(tx: &Transaction<'_>, seq: Seq) -> Result<(), StoreError> {
         .execute([seq.0])?;
     payload::delete(tx, seq)?;
     step::delete(tx, seq)
-}
-
-pub(super) fn add_tally(tx: &Transaction<'_>, change: Tally) -> Result<Tally, StoreError> {
-    for (state, by) in [
-        (PENDING, change.pending),
-        (DELIVERED, change.delivered),
-        (DEAD, change.dead),
-        (FORGOTTEN, change.forgotten),
-        (DISCARDED, change.discarded),
-        (ACCEPTED, change.accepted),
-        (LOST, change.lost),
-    ] {
-        if by != 0 {
-            tx.prepare_cached("UPDATE tally SET count = count + ?2 WHERE state = ?1")?
-                .execute([state, by])?;
-        }
-    }
-    read_tally(tx)
-}
-
-pub(super) fn read_tally(db: &Connection) -> Result<Tally, StoreError> {
-    let mut tally = Tally::default();
-    let mut statement = db.prepare_cached("SELECT state, count FROM tally")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        *tally.of(row.get(0)?) = row.get(1)?;
-    }
-    Ok(tally)
 }

@@ -86,8 +86,37 @@ async fn of_a_damaged_file_all_is_carried_over_that_can_be_read() {
             500,
             "page {page}: none is gone without a trace"
         );
+        assert_eq!((tally.accepted, tally.lost), (500, 0), "page {page}");
         append_at_last(&buffer, "new").await;
     }
+}
+
+#[tokio::test]
+async fn what_a_damaged_file_does_not_give_back_is_counted_as_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    for n in 0..100 {
+        let body = format!("{n:0>2000}");
+        buffer.append(pending(&body, "news")).await.unwrap();
+    }
+    buffer.close().await;
+    // Row and bytes of some of those that came last, which no count was written for.
+    let path = dir.path().join("buffer.db");
+    let db = rusqlite::Connection::open(&path).unwrap();
+    for table in ["event", "payload"] {
+        let sql = format!("DELETE FROM {table} WHERE seq BETWEEN 91 AND 95");
+        db.execute(&sql, []).unwrap();
+    }
+    drop(db);
+    store::rescue(&path, None, clock::now()).unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    let told = Tally {
+        pending: 95,
+        accepted: 100,
+        lost: 5,
+        ..Tally::default()
+    };
+    assert_eq!(buffer.tally(), told);
 }
 
 #[tokio::test]

@@ -199,8 +199,13 @@ async fn sequence_numbers_are_never_used_twice() {
         .unwrap();
     let tally = buffer.tally();
     assert_eq!((tally.delivered, tally.forgotten, tally.sum()), (0, 1, 1));
+    // Nor by the next process, which finds no event.
+    buffer.close().await;
+    let buffer = Buffer::open(&settings).unwrap();
     buffer.append(pending("b", "news")).await.unwrap();
     assert!(all_pending(&buffer).await[0].seq > seq);
+    let tally = buffer.tally();
+    assert_eq!((tally.pending, tally.accepted), (1, 2));
 }
 
 #[tokio::test]
