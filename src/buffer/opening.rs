@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::lock::{self, Lock};
 use super::reading::{self, Asked};
 use super::reserve::{Disk, Reserve};
-use super::store::{Rescued, Store, StoreError, log, rescue, settle_rescue, try_reading};
+use super::store::{Rescued, Store, StoreError, create, log, rescue, settle_rescue, try_reading};
 use super::{LockError, Settings, Tally};
 use crate::clock;
 
@@ -70,10 +70,12 @@ impl Opener {
         if matches!(left, Left::Damaged) && try_reading(&path).is_err() {
             *left = Left::Failed; // the disk cannot be read, which may pass
         }
+        // Another program's file that was named by mistake must not be touched.
+        let is_known = is_ours || log::is_buffer(&path);
         match left {
             Left::Moved(store) => self.rescue(&path, Some(store))?,
             Left::Damaged => self.rescue(&path, None)?,
-            Left::Closed if is_ours || log::is_buffer(&path) => self.look_at_log(&path, left)?,
+            Left::Closed if is_known => self.look_at_log(&path)?,
             Left::Closed | Left::Failed => {}
         }
         if matches!(left, Left::Moved(_) | Left::Damaged) {
@@ -85,8 +87,13 @@ impl Opener {
             Left::Failed => self.reader.as_ref().and_then(reading::send_away),
             _ => None,
         };
+        let is_there = std::fs::symlink_metadata(&path).map(drop);
+        if is_there.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+            self.with_room(&path, || create(&path))?;
+        } else if is_known {
+            self.with_room(&path, || log::renew(&path).map_err(StoreError::Io))?;
+        }
         let store = match self.open_with_room(&path) {
-            // Another program's file that was named by mistake must not be touched.
             Err(StoreError::NotABuffer) if !is_ours => return Err(StoreError::NotABuffer),
             Err(error) if error.is_damage() => {
                 try_reading(&path).map_err(StoreError::Io)?;
@@ -99,7 +106,8 @@ impl Opener {
             }
             opened => opened?,
         };
-        if matches!(left, Left::Failed) {
+        // Of a file that was never opened here nobody knows how it was left.
+        if matches!(left, Left::Failed) || !is_ours {
             store.leave_log_behind()?;
         }
         let tally = store.tally();
@@ -111,29 +119,35 @@ impl Opener {
     }
 
     /// Before SQLite does: of a log that is damaged it would throw away the better part.
-    fn look_at_log(&mut self, path: &Path, left: &mut Left) -> Result<(), StoreError> {
-        if let Some(damage) = log::look(path).map_err(StoreError::Io)? {
-            error!(
-                commits = damage.commits_behind,
-                frames = damage.broken,
-                "The log of the buffer file is damaged in its middle"
-            );
-            return self.rescue(path, None);
-        }
-        log::sync(path).map_err(|error| {
-            *left = Left::Failed; // what is in the log must be copied before it is built upon
-            StoreError::Io(error)
-        })
+    fn look_at_log(&mut self, path: &Path) -> Result<(), StoreError> {
+        let Some(damage) = log::look(path).map_err(StoreError::Io)? else {
+            return Ok(());
+        };
+        error!(
+            commits = damage.commits_behind,
+            frames = damage.broken,
+            "The log of the buffer file is damaged in its middle"
+        );
+        self.rescue(path, None)
     }
 
     fn open_with_room(&mut self, path: &Path) -> Result<Store, StoreError> {
         let keeps_history = !self.settings.keep_delivered.is_zero();
-        match Store::open(path, keeps_history) {
+        self.with_room(path, || Store::open(path, keeps_history))
+    }
+
+    /// Once more without the reserve, where it fails for want of room.
+    fn with_room<T>(
+        &mut self,
+        path: &Path,
+        work: impl Fn() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match work() {
             Err(error) if is_for_want_of_room(path, &error) && self.reserve.give_up() => {
                 warn!("The disk is full, the reserve is given up to open the buffer");
-                Store::open(path, keeps_history)
+                work()
             }
-            opened => opened,
+            done => done,
         }
     }
 

@@ -110,6 +110,21 @@ fn metadata(path: &Path) -> Result<Option<Metadata>> {
     }
 }
 
+/// Removes a file, and all that SQLite keeps beside it.
+pub(super) fn remove_database(path: &Path) -> Result<()> {
+    ["", "-wal", "-shm", "-journal"]
+        .iter()
+        .try_for_each(|suffix| remove(&beside(path, suffix)))
+}
+
+/// It may be gone already.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Makes it durable that a file is in its folder, or no longer.
 pub(super) fn sync_folder(path: &Path) -> Result<()> {
     let folder = path

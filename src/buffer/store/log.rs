@@ -7,15 +7,15 @@
 //! promised. Then the sound frames are applied to a copy of the file, and the broken ones left
 //! out.
 //!
-//! That no more than one commit is torn holds because [`sync`] comes before the first commit of
-//! a process: what one that was killed had not synced yet would be a second one.
+//! That no more than one commit is torn holds because [`renew`] comes before the first commit to a
+//! log that was left: what was written there and not synced would be a second one.
 //!
 //! The format: <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Result};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{APPLICATION_ID, PAGE_SIZE};
 use crate::buffer::beside;
@@ -131,10 +131,33 @@ pub(super) fn salvage(path: &Path, copy: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Makes durable what is in the log: what a process that was killed had written may be read
-/// back from memory, and lost all the same with the power.
-pub(in crate::buffer) fn sync(path: &Path) -> Result<()> {
-    open(path)?.map_or(Ok(()), |log| log.sync_data())
+/// Makes durable what is in the log. Its last commit may be read back from memory, and lost all
+/// the same with the power: a process that was killed had not synced it, or the fsync failed. Then
+/// the kernel takes it for written, and so does the next fsync; so it is written again first.
+/// Without that, what is behind it in the log would be lost with it, and what is copied into the
+/// file would be of a later time than the log, whose pages take precedence.
+/// <https://wiki.postgresql.org/wiki/Fsync_Errors>
+pub(in crate::buffer) fn renew(path: &Path) -> Result<()> {
+    let Some(mut frames) = Frames::open(path)? else {
+        return Ok(());
+    };
+    let (mut begin, mut end) = (0, 0);
+    while let Some(Frame::Sound { commit, .. }) = frames.next()? {
+        if commit.is_some() {
+            begin = end;
+            end = LOG_HEADER as u64 + u64::from(frames.count) * FRAME as u64;
+        }
+    }
+    let log = File::options().read(true).write(true).open(log_of(path))?;
+    let mut piece = vec![0; 1 << 20];
+    while begin < end {
+        let size = usize::try_from(end - begin).map_or(piece.len(), |left| left.min(piece.len()));
+        let piece = piece.get_mut(..size).unwrap_or_default();
+        log.read_exact_at(piece, begin)?;
+        log.write_all_at(piece, begin)?;
+        begin += size as u64;
+    }
+    log.sync_data()
 }
 
 /// Whether the file says that it is a buffer.
@@ -145,11 +168,15 @@ pub(in crate::buffer) fn is_buffer(path: &Path) -> bool {
 }
 
 fn open(path: &Path) -> Result<Option<File>> {
-    match File::open(beside(path, "-wal")) {
+    match File::open(log_of(path)) {
         Ok(log) => Ok(Some(log)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn log_of(path: &Path) -> PathBuf {
+    beside(path, "-wal")
 }
 
 fn offset_of(page: u32) -> u64 {

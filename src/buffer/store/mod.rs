@@ -6,6 +6,7 @@
 //! `NORMAL` would lose acknowledged events when the power goes.
 
 mod count;
+mod create;
 mod files;
 mod list;
 pub(super) mod log;
@@ -27,6 +28,7 @@ use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params};
 
 use self::count::Count;
+pub(super) use self::create::create;
 use self::files::Files;
 pub(super) use self::files::try_reading;
 pub(super) use self::read::Reader;
@@ -193,7 +195,7 @@ impl Store {
             .mode(0o600)
             .open(path)
         {
-            Ok(_) => files::sync_folder(path).map_err(StoreError::Io)?,
+            Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(StoreError::Io(error)),
         }
@@ -208,6 +210,9 @@ impl Store {
         // A burst may grow the log; what it leaves behind is cut to this.
         db.pragma_update(None, "journal_size_limit", 64 << 20)?;
         prepare_format(&mut db)?;
+        // A log that was made just now has a name that may not last. SQLite syncs the folder too,
+        // and does not look whether that worked.
+        files::sync_folder(path).map_err(StoreError::Io)?;
         let frames = Arc::new(AtomicU32::new(0));
         let seen = Arc::clone(&frames);
         // In place of SQLite's own checkpoint, which would run inside some commit.
@@ -225,8 +230,8 @@ impl Store {
         })
     }
 
-    /// Copies all of the log into the file, and begins it anew: after an fsync that failed, the
-    /// log must not be built upon, since the kernel may have dropped what it could not write.
+    /// Copies all of the log into the file, and begins it anew: after an fsync of the file that
+    /// failed, what was copied into it before may be lost.
     /// Nobody may have had the file open in between: see [`Self::keep_log`].
     pub(super) fn leave_log_behind(&self) -> Result<(), StoreError> {
         self.db

@@ -122,7 +122,7 @@ pub(in crate::buffer) fn settle_rescue(
         .unwrap_or_else(|| beside(path, &name));
     // The log first: SQLite would read it into the new file.
     move_aside(&beside(path, "-wal"), &beside(&aside, "-wal"))?;
-    remove(&beside(path, "-shm"))?;
+    files::remove(&beside(path, "-shm")).map_err(StoreError::Io)?;
     let was_there = move_aside(path, &aside)?;
     files::sync_folder(path).map_err(StoreError::Io)?;
     std::fs::rename(&finished, path).map_err(StoreError::Io)?;
@@ -143,16 +143,7 @@ fn move_aside(from: &Path, to: &Path) -> Result<bool, StoreError> {
 }
 
 fn remove_database(path: &Path) -> Result<(), StoreError> {
-    ["", "-wal", "-shm", "-journal"]
-        .iter()
-        .try_for_each(|suffix| remove(&beside(path, suffix)))
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(StoreError::Io(error)),
-        _ => Ok(()),
-    }
+    files::remove_database(path).map_err(StoreError::Io)
 }
 
 fn read_only(path: &Path) -> Result<Connection, StoreError> {

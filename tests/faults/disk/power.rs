@@ -18,7 +18,7 @@ use super::errors::{drains, drains_what_waits};
 use super::forgetful::{Faults, Forgetful, without_commit_syncs, without_syncs};
 use super::load::{Answered, Load, Shape};
 use super::run::Run;
-use crate::harness::{Process, QStash};
+use crate::harness::{LONG, Process, QStash};
 use crate::report::{Report, Scale};
 
 pub(crate) const BUFFER: &str = "strapi-qstash.db";
@@ -69,8 +69,9 @@ pub(crate) async fn loss(scale: Scale) -> Report {
     report
 }
 
-/// Fsync fails now and then, or always that of the file into which the log is copied; then never
-/// again. What was answered must be there.
+/// Fsync fails now and then, from before a start on, or always that of the file into which the
+/// log is copied; then not, until the process is killed and the next one starts among failures.
+/// What was answered must be there.
 pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
     let mut report = Report::default();
     let Some(disk) = Forgetful::mount(&mut report) else {
@@ -79,47 +80,52 @@ pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
     let qstash = QStash::start().await;
     // Nothing leaves: each event that was promised must be in the buffer.
     qstash.server.faults().set(Fault::Refuse).await;
-    let process = Process::start(disk.path(), &qstash, None, &[]).await;
-    let load = Load::start(process.webhook, shape(&disk, 0));
-    let rounds = scale.pick(4, 20);
-    for round in 0..rounds {
-        let (before, since) = (disk.failures(), Instant::now());
-        let (sync_percent, sync_only) = match round % 2 {
-            0 => (100, Some(BUFFER)),
-            _ => (30, None),
-        };
-        disk.set(Faults {
-            sync_percent,
-            sync_only,
+    let mut answers = Vec::new();
+    for _ in 0..scale.pick(3, 12) {
+        let now_and_then = Faults {
+            sync_percent: 30,
             ..Faults::default()
-        });
-        let some = || disk.failures() >= before + 3;
-        if !crate::harness::wait_until(Duration::from_secs(5), some).await {
-            report.wrong.push("too few fsyncs to fail".to_owned());
-        }
-        disk.set(Faults::default());
-        let healed = Instant::now();
-        match load.answer_after(healed, Answered::is_durable).await {
-            Some(answer) => report.recovered_in(answer.at - healed),
-            None => {
-                let log = process.log();
-                report
-                    .wrong
-                    .push(format!("no 202 after fsync works again\n{log}"));
-                break;
+        };
+        disk.set(now_and_then.clone());
+        let process = Process::start(disk.path(), &qstash, None, &[]).await;
+        let load = Load::start(process.webhook, shape(&disk, next_number(&answers)));
+        let of_the_file = Faults {
+            sync_percent: 100,
+            sync_only: Some(BUFFER),
+            ..Faults::default()
+        };
+        for faults in [now_and_then, of_the_file] {
+            let (before, since) = (disk.failures(), Instant::now());
+            disk.set(faults);
+            let some = || disk.failures() >= before + 3;
+            if !crate::harness::wait_until(LONG, some).await {
+                report.wrong.push("too few fsyncs to fail".to_owned());
             }
+            disk.set(Faults::default());
+            let healed = Instant::now();
+            match load.answer_after(healed, Answered::is_durable).await {
+                Some(answer) => report.recovered_in(answer.at - healed),
+                None => {
+                    let log = process.log();
+                    report
+                        .wrong
+                        .push(format!("no 202 after fsync works again\n{log}"));
+                }
+            }
+            // Some more, so that crash points lie after it.
+            load.answer_after(since + Duration::from_millis(400), Answered::is_durable)
+                .await;
         }
-        // Some more, so that crash points lie after it.
-        load.answer_after(since + Duration::from_millis(700), Answered::is_durable)
-            .await;
+        process.kill().await;
+        answers.extend(load.stop().await);
     }
-    let answers = load.stop().await;
-    process.kill().await;
     let (run, mut random) = (
         Run::new(disk.into_log(), answers, &qstash),
         Rng::with_seed(9),
     );
-    let points = run.points(scale.pick(30, 300), &mut random);
+    let mut points = run.points(scale.pick(30, 300), &mut random);
+    points.extend(run.points_after_failures(scale.pick(30, 300), &mut random));
+    points.sort_unstable();
     run.check_all(&mut report, &points, scale.pick(2, 20), &mut random)
         .await;
     report
@@ -183,18 +189,24 @@ fn shape(disk: &Forgetful, first: usize) -> Shape {
     }
 }
 
+/// Of the first event of a load that comes after these: some of those before had no answer.
+fn next_number(answers: &[Answered]) -> usize {
+    let numbers = answers.iter().map(|answer| answer.n / 10 * 10 + 100);
+    numbers.max().unwrap_or(0)
+}
+
 /// Each round: new events while QStash is away, then while the backlog drains; a kill, then the
 /// same again with the history of before to purge, and a stop.
 async fn record(disk: Forgetful, rounds: usize) -> Run {
     let qstash = QStash::start().await;
     let (mut answers, mut kills) = (Vec::new(), Vec::new());
-    let (mut next, clock) = (0, disk.clock());
+    let clock = disk.clock();
     for round in 0..rounds {
         for (keep, is_killed) in [("1s", true), ("1s", false), ("0s", true)] {
             qstash.server.faults().set(Fault::Refuse).await;
             let flags = ["--keep-delivered", keep];
             let process = Process::start(disk.path(), &qstash, None, &flags).await;
-            let load = Load::start(process.webhook, shape(&disk, next));
+            let load = Load::start(process.webhook, shape(&disk, next_number(&answers)));
             let away = Duration::from_millis(300 + 100 * round as u64);
             load.answer_after(Instant::now() + away, |_| true).await;
             let opened = qstash.server.counts().accepted;
@@ -216,12 +228,6 @@ async fn record(disk: Forgetful, rounds: usize) -> Run {
                 process.signal("TERM");
                 process.exit_code().await;
             }
-            next = answers
-                .iter()
-                .map(|answer| answer.n + 100)
-                .max()
-                .unwrap_or(next);
-            next -= next % 10;
         }
     }
     let mut run = Run::new(disk.into_log(), answers, &qstash);

@@ -99,6 +99,18 @@ impl Run {
         points
     }
 
+    /// Moments soon after an fsync that failed: when the log is copied and begun anew, and events
+    /// are answered again.
+    pub(super) fn points_after_failures(&self, count: usize, random: &mut Rng) -> Vec<usize> {
+        let is_failure = |at: &usize| matches!(self.log[*at].op, Op::FailedSync { .. });
+        let failures: Vec<usize> = (0..self.log.len()).filter(is_failure).collect();
+        let point = |_| {
+            let failure = random.choice(&failures).copied().unwrap_or(0);
+            (failure + random.usize(1..200)).min(self.log.len())
+        };
+        (0..count).map(point).collect()
+    }
+
     /// Looks at these crash points; the first `binaries` of an even choice among them with the
     /// sidecar as a process, the others through the library.
     pub(super) async fn check_all(
