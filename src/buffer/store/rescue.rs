@@ -236,9 +236,10 @@ fn carry_over(
         Ok(tx.commit()?)
     })?;
     from.execute_batch("COMMIT").ok(); // damage may have ended it
+    let last = last.into_iter().fold(highest.max(before.last), i64::max);
     let count = Count {
         tally: account(found, before.tally),
-        last: last.into_iter().fold(highest, i64::max) + GAP,
+        last: last.min(payload::LAST_SEQ) + GAP,
     };
     count.write(&into.db)?;
     into.count = count;

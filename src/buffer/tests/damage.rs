@@ -120,6 +120,30 @@ async fn what_a_damaged_file_does_not_give_back_is_counted_as_lost() {
 }
 
 #[tokio::test]
+async fn numbers_of_events_that_are_gone_are_not_used_again_after_a_rescue() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    buffer.append(pending("a", "news")).await.unwrap();
+    buffer.close().await;
+    let path = dir.path().join("buffer.db");
+    let db = rusqlite::Connection::open(&path).unwrap();
+    let sql =
+        "UPDATE tally SET last = 5000000, pending = 1, forgotten = 4999999, accepted = 5000000";
+    db.execute(sql, []).unwrap();
+    drop(db);
+    store::rescue(&path, None, clock::now()).unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    buffer.append(pending("b", "news")).await.unwrap();
+    let seqs = all_pending(&buffer).await;
+    assert!(seqs[1].seq.raw() > 5_000_000, "{seqs:?}");
+    let tally = buffer.tally();
+    assert_eq!(
+        (tally.accepted, tally.sum(), tally.lost),
+        (5_000_001, 5_000_001, 0)
+    );
+}
+
+#[tokio::test]
 async fn a_rescue_ends_in_whatever_order_the_pages_lie() {
     let dir = tempfile::tempdir().unwrap();
     let buffer = Buffer::open(&settings(dir.path())).unwrap();
