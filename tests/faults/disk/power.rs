@@ -18,7 +18,7 @@ use super::errors::{drains, drains_what_waits};
 use super::forgetful::{Faults, Forgetful, without_commit_syncs, without_syncs};
 use super::load::{Answered, Load, Shape};
 use super::run::Run;
-use crate::harness::{LONG, Process, QStash};
+use crate::harness::{Process, QStash};
 use crate::report::{Report, Scale};
 
 pub(crate) const BUFFER: &str = "strapi-qstash.db";
@@ -98,7 +98,7 @@ pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
             let (before, since) = (disk.failures(), Instant::now());
             disk.set(faults);
             let some = || disk.failures() >= before + 3;
-            if !crate::harness::wait_until(LONG, some).await {
+            if !crate::harness::wait_until(Duration::from_secs(5), some).await {
                 report.wrong.push("too few fsyncs to fail".to_owned());
             }
             disk.set(Faults::default());
@@ -113,7 +113,7 @@ pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
                 }
             }
             // Some more, so that crash points lie after it.
-            load.answer_after(since + Duration::from_millis(400), Answered::is_durable)
+            load.answer_after(since + Duration::from_millis(700), Answered::is_durable)
                 .await;
         }
         process.kill().await;
