@@ -94,6 +94,9 @@ pub struct ShowArgs {
     /// Do not ask QStash what became of it there
     #[arg(long)]
     pub offline: bool,
+    /// Where the running sidecar's admin address is [default: as --admin-listen says]
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<String>,
     /// The flags of the sidecar.
     #[command(flatten)]
     pub serve: ServeArgs,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cli::ServeArgs;
@@ -13,6 +14,23 @@ use crate::secret::Secret;
 
 /// It is on this machine, and may have a full disk to wait for.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is read of `/api/status`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Status {
+    /// Destinations that do not exist.
+    pub(super) held: Vec<String>,
+    pub(super) qstash: Flow,
+}
+
+/// Whether QStash takes events.
+#[derive(Debug, Deserialize)]
+pub(super) struct Flow {
+    /// Why not; `None` while it does.
+    pub(super) reason: Option<String>,
+    /// A time, RFC 3339.
+    pub(super) since: String,
+}
 
 pub(super) struct Running {
     http: reqwest::Client,
@@ -47,17 +65,28 @@ impl Running {
         Some((status, answer.text().await.unwrap_or_default()))
     }
 
+    /// What `/api/status` says; `None` when nobody answers, or not to us.
+    pub(super) async fn status(&self) -> Option<Status> {
+        let request = self.http.get(format!("http://{}/api/status", self.address));
+        let answer = self.authorized(request).send().await.ok()?;
+        serde_json::from_str(&answer.text().await.ok()?).ok()
+    }
+
+    fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.token {
+            Some(token) => request.header("authorization", format!("Bearer {}", token.expose())),
+            None => request,
+        }
+    }
+
     /// Posts JSON and gives the answer.
     pub(super) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        let mut request = self
+        let request = self
             .http
             .post(format!("http://{}{path}", self.address))
             .header("content-type", "application/json")
             .body(body.to_string());
-        if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {}", token.expose()));
-        }
-        let answer = request.send().await.map_err(|_unreachable| {
+        let answer = self.authorized(request).send().await.map_err(|_unreachable| {
             anyhow::anyhow!(
                 "no sidecar answers at the admin address {}; name it with --admin, or as the sidecar has it with --admin-listen",
                 self.address

@@ -12,6 +12,9 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 /// Less than this is over before anybody looks.
 const WORTH_A_BAR: usize = 100;
 
+/// Narrower than this, breaking lines helps nobody.
+const LEAST_WIDTH: usize = 20;
+
 /// Prints a line. An error is nearly always that nobody reads any more: it goes up as it is, so
 /// that `head` ends a command quietly.
 pub(super) fn say(line: impl AsRef<str>) -> std::io::Result<()> {
@@ -19,6 +22,19 @@ pub(super) fn say(line: impl AsRef<str>) -> std::io::Result<()> {
     stdout.write_all(line.as_ref().as_bytes())?;
     stdout.write_all(b"\n")?;
     stdout.flush()
+}
+
+/// Prints a paragraph: on a terminal it is broken between words, with what follows the first line
+/// behind `indent` columns.
+pub(super) fn say_paragraph(text: &str, indent: usize) -> std::io::Result<()> {
+    let Some(width) = width().filter(|width| *width > indent + LEAST_WIDTH) else {
+        return say(text);
+    };
+    let indent = " ".repeat(indent);
+    let options = textwrap::Options::new(width)
+        .break_words(false)
+        .subsequent_indent(&indent);
+    say(textwrap::fill(text, options))
 }
 
 /// Tells a person what is no result.

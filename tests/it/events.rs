@@ -224,9 +224,44 @@ async fn show_tells_attempts_in_qstash_s_words_and_what_to_do() {
     let said = app.run(&["events", "show", "ffff"]).await;
     assert_eq!(said.code, Some(1));
     assert!(said.err.contains("there is no event ffff"), "{said:?}");
-    app.client().await.post("/webhook", &update(2)).await;
+    let other = app.client().await.post("/webhook", &update(2)).await;
     let said = app.run(&["events", "show", "0"]).await;
     assert!(said.err.contains("write more of the id"), "{said:?}");
+
+    // One that was never tried waits for the same, as the sidecar knows.
+    let other = self::id(&other);
+    let said = app.run(&["events", "show", &other]).await;
+    for part in [
+        "not tried yet",
+        "It waits for the URL group news",
+        "\n-> strapi-qstash topics create news https://YOUR-RECEIVER\n",
+    ] {
+        assert!(said.out.contains(part), "{part} in {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn show_tells_what_a_pending_event_waits_for() {
+    let app = TestApp::start().await;
+    app.qstash.server.faults().set(Fault::Refuse).await;
+    app.client().await.post("/webhook", &update(1)).await;
+    let second = id(&app.client().await.post("/webhook", &update(2)).await);
+    let deadline = std::time::Instant::now() + LONG;
+    while app.metric("strapi_qstash_qstash_flowing").await != 0.0 {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    let said = app.run(&["events", "show", &second]).await;
+    let told = "QStash takes nothing since 2";
+    assert!(said.out.contains(told), "{said:?}");
+    assert!(said.out.contains("\n-> strapi-qstash check\n"), "{said:?}");
+
+    let said = app
+        .run(&["events", "show", &second, "--admin", "127.0.0.1:1"])
+        .await;
+    assert!(
+        said.out.contains("none answers at the admin address"),
+        "{said:?}"
+    );
 }
 
 #[tokio::test]

@@ -97,13 +97,11 @@ pub(super) fn buffer(settings: &Settings, findings: &mut Findings) {
 fn waiting(observer: &Observer, findings: &mut Findings) -> Result<(), ObserveError> {
     let tally = observer.tally()?;
     if tally.dead > 0 {
-        findings.note(
-            "events",
-            format!(
-                "{} dead letters wait for a person: strapi-qstash events list --state dead",
-                tally.dead
-            ),
-        );
+        let text = match tally.dead {
+            1 => "1 dead letter waits for a person".to_owned(),
+            dead => format!("{dead} dead letters wait for a person"),
+        };
+        findings.note_with("events", text, "strapi-qstash events list --state dead");
     }
     let pending = Filter {
         state: Some(EventState::Pending),
@@ -181,12 +179,13 @@ pub(super) fn strapi(config: &Config, findings: &mut Findings) {
     let is_local =
         |address: &SocketAddr| address.ip().is_loopback() || address.ip().is_unspecified();
     if is_local(address) {
-        findings.note(
+        findings.note_with(
             "strapi",
             format!(
                 "Strapi 4 and 5 take http://{address}/webhook in their panel in development; with NODE_ENV=production they refuse \
-                 local and private addresses there, and code registers it: strapi-qstash strapi-bootstrap > src/index.js"
+                 local and private addresses there, and code registers it"
             ),
+            "strapi-qstash strapi-bootstrap > src/index.js",
         );
     }
     if address.is_ipv6() && !address.ip().is_unspecified() {

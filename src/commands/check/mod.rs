@@ -8,8 +8,11 @@ use anyhow::bail;
 use serde_json::json;
 
 use crate::cli::CheckArgs;
-use crate::commands::terminal::say;
+use crate::commands::terminal::{say, say_paragraph};
 use crate::config::{self, Config};
+
+/// Where the text of a finding begins.
+const INDENT: usize = 17;
 
 /// Looks at everything that can be looked at from here; fails if anything is wrong.
 pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
@@ -81,7 +84,11 @@ impl Findings {
     }
 
     fn note(&mut self, about: &'static str, text: impl Into<String>) {
-        self.add(Grade::Note, about, text.into(), String::new());
+        self.note_with(about, text, "");
+    }
+
+    fn note_with(&mut self, about: &'static str, text: impl Into<String>, mend: impl Into<String>) {
+        self.add(Grade::Note, about, text.into(), mend.into());
     }
 
     fn wrong(&mut self, about: &'static str, text: impl Into<String>, mend: impl Into<String>) {
@@ -117,9 +124,10 @@ impl Findings {
                 Grade::Wrong => "WRONG",
                 grade => grade.as_str(),
             };
-            say(format!("{grade:<6} {about:<9} {text}"))?;
+            say_paragraph(&format!("{grade:<6} {about:<9} {text}"), INDENT)?;
             if !mend.is_empty() {
-                say(format!("{:>19}{mend}", "-> "))?;
+                // Whole, so that it can be copied.
+                say(format!("{:INDENT$}-> {mend}", ""))?;
             }
         }
         let wrong = self

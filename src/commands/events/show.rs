@@ -1,16 +1,22 @@
 //! `events show`: the whole story of one event, here and at QStash.
 
+use std::net::SocketAddr;
+
 use serde_json::{Value, json};
 
 use super::{find, observe};
 use crate::buffer::{EventState, Listed, Step, StepKind};
 use crate::cli::ShowArgs;
 use crate::clock::{self, Timestamp};
-use crate::commands::terminal::say;
+use crate::commands::running::Running;
+use crate::commands::terminal::{say, say_paragraph};
 use crate::config;
 use crate::describe;
 use crate::qstash::{Account, AccountError, LogEntry};
 use crate::when;
+
+/// Behind a time.
+const INDENT: usize = 26;
 
 /// Messages whose log is asked for: one for each endpoint of a group.
 const MOST_MESSAGES: usize = 20;
@@ -38,8 +44,70 @@ pub(super) async fn run(args: &ShowArgs) -> anyhow::Result<()> {
         let value = String::from_utf8_lossy(value);
         (name == "traceparent").then(|| value.split('-').nth(1).map(str::to_owned))?
     });
-    say(text(&event, &steps, &asked, trace.as_deref()))?;
+    let waits = match event.state {
+        EventState::Pending => waits(args, &event).await,
+        EventState::Delivered | EventState::Dead => None,
+    };
+    for line in lines(&event, &steps, &asked, trace.as_deref(), waits) {
+        line.say()?;
+    }
     Ok(())
+}
+
+/// A line of the story. What is in it comes from outside, and must not move the cursor.
+enum Line {
+    Empty,
+    /// Names and what they stand for.
+    Fact(String),
+    /// What happened at some time.
+    At(Timestamp, String),
+    Text(String),
+    /// Whole, so that it can be copied.
+    Command(String),
+}
+
+impl Line {
+    fn say(&self) -> std::io::Result<()> {
+        let printable = |text: &str| -> String {
+            let printable = |c: char| if c.is_control() { ' ' } else { c };
+            text.chars().map(printable).collect()
+        };
+        match self {
+            Self::Empty => say(""),
+            Self::Fact(text) => say(printable(text)),
+            Self::At(at, text) => say_paragraph(&format!("{at}  {}", printable(text)), INDENT),
+            Self::Text(text) => say_paragraph(&printable(text), 0),
+            Self::Command(text) => say(format!("-> {}", printable(text))),
+        }
+    }
+}
+
+/// Why it waits, as far as the running sidecar can tell.
+async fn waits(args: &ShowArgs, event: &Listed) -> Option<Waits> {
+    let running = Running::new(args.admin.as_deref(), &args.serve).ok()?;
+    let Some(status) = running.status().await else {
+        return (!args.serve.no_admin).then(|| Waits::NobodyAnswers(running.address()));
+    };
+    if status
+        .held
+        .iter()
+        .any(|held| event.destination.as_ref() == Some(held))
+    {
+        return Some(Waits::ForDestination);
+    }
+    let (reason, since) = (status.qstash.reason?, status.qstash.since);
+    Some(Waits::ForQStash(format!(
+        "QStash takes nothing since {since}: {reason}. It goes out when that is over. What can be done:"
+    )))
+}
+
+enum Waits {
+    /// Its destination does not exist.
+    ForDestination,
+    /// QStash takes nothing, since when and why.
+    ForQStash(String),
+    /// There may be no sidecar.
+    NobodyAnswers(SocketAddr),
 }
 
 /// QStash's names for the event, in this life and in those before it.
@@ -106,6 +174,17 @@ async fn ask_account(account: &Account, messages: &[String]) -> Result<Vec<Told>
 }
 
 impl Asked {
+    /// Whether QStash has given up on a message.
+    fn has_failed(&self) -> bool {
+        match self {
+            Self::Told(told) => {
+                let mut entries = told.iter().flat_map(|told| &told.log);
+                entries.any(|entry| entry.state == "FAILED")
+            }
+            Self::Nothing | Self::Not(_) => false,
+        }
+    }
+
     fn to_json(&self) -> Value {
         match self {
             Self::Nothing => Value::Null,
@@ -135,42 +214,43 @@ impl Asked {
     }
 }
 
-fn text(event: &Listed, steps: &[Step], asked: &Asked, trace: Option<&str>) -> String {
+fn lines(
+    event: &Listed,
+    steps: &[Step],
+    asked: &Asked,
+    trace: Option<&str>,
+    waits: Option<Waits>,
+) -> Vec<Line> {
     let mut lines = head(event, trace);
-    lines.push(String::new());
+    lines.push(Line::Empty);
     lines.extend(life(event, steps));
     match asked {
         Asked::Nothing => {}
         Asked::Not(why) => {
-            lines.push(String::new());
-            lines.push(format!("What became of it at QStash is not known: {why}"));
+            lines.push(Line::Empty);
+            lines.push(Line::Text(format!(
+                "What became of it at QStash is not known: {why}"
+            )));
         }
         Asked::Told(told) => {
             for told in told {
-                lines.push(String::new());
-                lines.extend(at_qstash(told, event));
+                lines.push(Line::Empty);
+                lines.extend(at_qstash(told));
             }
         }
     }
-    if let Some(advice) = advice(event) {
-        lines.push(String::new());
-        lines.push(advice);
+    if let Some((text, command)) = advice(event, asked, waits) {
+        lines.extend([Line::Empty, Line::Text(text), Line::Command(command)]);
     }
-    // Names, words and log entries come from outside: they must not move the cursor.
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    let lines = lines.iter();
-    let lines: Vec<String> = lines
-        .map(|line| line.chars().map(printable).collect())
-        .collect();
-    lines.join("\n")
+    lines
 }
 
-fn head(event: &Listed, trace: Option<&str>) -> Vec<String> {
+fn head(event: &Listed, trace: Option<&str>) -> Vec<Line> {
     let facts = &event.facts;
     let mut lines = Vec::new();
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
-            lines.push(format!("{name:<10}{value}"));
+            lines.push(Line::Fact(format!("{name:<10}{value}")));
         }
     };
     line("id", &event.id.to_string());
@@ -190,32 +270,26 @@ fn head(event: &Listed, trace: Option<&str>) -> Vec<String> {
     lines
 }
 
-fn life(event: &Listed, steps: &[Step]) -> Vec<String> {
+fn life(event: &Listed, steps: &[Step]) -> Vec<Line> {
     let mut lines = vec![
-        told(event.received_at, "received from Strapi"),
-        told(event.stored_at, "made durable, and then answered"),
+        at(event.received_at, "received from Strapi"),
+        at(event.stored_at, "made durable, and then answered"),
     ];
     for step in steps {
         match (step.kind, step.count) {
             (StepKind::Failed, 1) => {
-                lines.push(told(
-                    step.last_at,
-                    &format!("attempt failed: {}", step.words),
-                ));
+                lines.push(at(step.last_at, format!("attempt failed: {}", step.words)));
             }
             (StepKind::Failed, count) => {
-                lines.push(told(
-                    step.first_at,
-                    &format!("attempt failed: {}", step.words),
-                ));
+                lines.push(at(step.first_at, format!("attempt failed: {}", step.words)));
                 let text = format!("the same, for the {count}th time");
-                lines.push(told(step.last_at, &text));
+                lines.push(at(step.last_at, &text));
             }
             (StepKind::Delivered, _) => lines.push(delivered(step.last_at, step.words.lines())),
             (StepKind::Dead, _) => {
-                lines.push(told(step.last_at, &format!("dead letter: {}", step.words)));
+                lines.push(at(step.last_at, format!("dead letter: {}", step.words)));
             }
-            (StepKind::Replayed, _) => lines.push(told(step.last_at, "replayed by hand")),
+            (StepKind::Replayed, _) => lines.push(at(step.last_at, "replayed by hand")),
         }
     }
     let settled_at = event.settled_at.unwrap_or(event.received_at);
@@ -226,7 +300,7 @@ fn life(event: &Listed, steps: &[Step]) -> Vec<String> {
         }
         EventState::Dead => {
             let reason = event.reason.as_deref().unwrap_or("no reason was kept");
-            lines.push(told(settled_at, &format!("dead letter: {reason}")));
+            lines.push(at(settled_at, format!("dead letter: {reason}")));
         }
         EventState::Pending => {
             let waits = when::short(clock::now().since(event.received_at));
@@ -235,23 +309,23 @@ fn life(event: &Listed, steps: &[Step]) -> Vec<String> {
                 1 => "tried once".to_owned(),
                 attempts => format!("tried {attempts} times"),
             };
-            lines.push(told(clock::now(), &format!("pending for {waits}, {tries}")));
+            lines.push(at(clock::now(), format!("pending for {waits}, {tries}")));
         }
     }
     lines
 }
 
-fn delivered<'a>(at: Timestamp, ids: impl Iterator<Item = &'a str>) -> String {
+fn delivered<'a>(at: Timestamp, ids: impl Iterator<Item = &'a str>) -> Line {
     let ids: Vec<&str> = ids.collect();
-    told(at, &format!("QStash has it: {}", ids.join(", ")))
+    Line::At(at, format!("QStash has it: {}", ids.join(", ")))
 }
 
-fn told(at: Timestamp, text: &str) -> String {
-    format!("{at}  {text}")
+fn at(at: Timestamp, text: impl Into<String>) -> Line {
+    Line::At(at, text.into())
 }
 
 /// What QStash did with a message.
-fn at_qstash(message: &Told, event: &Listed) -> Vec<String> {
+fn at_qstash(message: &Told) -> Vec<Line> {
     let first = message.log.iter().find(|entry| entry.url.is_some());
     let endpoint = first.map_or_else(String::new, |entry| {
         let url = entry.url.as_deref().unwrap_or_default();
@@ -260,12 +334,13 @@ fn at_qstash(message: &Told, event: &Listed) -> Vec<String> {
             None => format!(" to {url}"),
         }
     });
-    let mut lines = vec![format!("{}{endpoint}", message.message_id)];
+    let mut lines = vec![Line::Fact(format!("{}{endpoint}", message.message_id))];
     if message.log.is_empty() {
-        lines.push("QStash's log has nothing of it (any more)".to_owned());
+        lines.push(Line::Text(
+            "QStash's log has nothing of it (any more)".to_owned(),
+        ));
     }
     for entry in &message.log {
-        let at = Timestamp::from_millis(entry.time);
         let status = entry
             .response_status
             .map_or_else(String::new, |status| format!(" with {status}"));
@@ -289,43 +364,68 @@ fn at_qstash(message: &Told, event: &Listed) -> Vec<String> {
                     .as_ref()
                     .map_or_else(String::new, |id| format!(" as {id}"));
                 format!(
-                    "given up after the last retry, it is in QStash's own dead letter queue{letter}; once the endpoint \
-                     works, retry it there, or send it anew: strapi-qstash events replay {}",
-                    event.id
+                    "given up after the last retry, it is in QStash's own dead letter queue{letter}"
                 )
             }
             other => format!("{}{error}", other.to_lowercase()),
         };
-        lines.push(told(at, &text));
+        lines.push(at(Timestamp::from_millis(entry.time), text));
     }
     lines
 }
 
-/// What a person can do now.
-fn advice(event: &Listed) -> Option<String> {
+/// What a person can do now, and the command for it.
+fn advice(event: &Listed, asked: &Asked, waits: Option<Waits>) -> Option<(String, String)> {
     let reason = event.reason.as_deref().unwrap_or_default();
-    let lower = reason.to_lowercase();
     let replay = format!("strapi-qstash events replay {}", event.id);
+    let check = "strapi-qstash check".to_owned();
     match event.state {
-        EventState::Delivered => None,
-        EventState::Pending if lower.contains("topic") && lower.contains("not found") => {
-            let destination = event.destination.as_deref().unwrap_or("NAME");
-            let group = destination.rsplit('/').next().unwrap_or(destination);
-            Some(format!(
-                "It waits for the URL group {group}, and goes out when that is there: strapi-qstash topics create {group} https://YOUR-RECEIVER"
-            ))
-        }
-        EventState::Pending if event.attempts == 0 => None,
-        EventState::Pending => Some(
-            "It is tried again and again, and loses nothing by waiting. strapi-qstash check says whether something is to be done."
+        EventState::Delivered if asked.has_failed() => Some((
+            "Once the endpoint works, retry it in QStash's dead letter queue, or send it anew:"
                 .to_owned(),
-        ),
-        EventState::Dead if reason == "no route" => Some(format!(
-            "No route took it: start the sidecar with --topic NAME or a --route for it, then: {replay}"
+            replay,
         )),
-        EventState::Dead if reason.starts_with("too large") => Some(format!(
-            "Once the QStash plan takes messages of this size: {replay}"
+        EventState::Delivered => None,
+        EventState::Pending => match waits {
+            Some(Waits::NobodyAnswers(address)) => Some((
+                format!(
+                    "It goes out while a sidecar runs, and none answers at the admin address {address}. What else is wrong:"
+                ),
+                check,
+            )),
+            Some(Waits::ForQStash(text)) => Some((text, check)),
+            Some(Waits::ForDestination) => Some(missing(event)),
+            None if is_missing(reason) => Some(missing(event)),
+            None if event.attempts == 0 => None,
+            None => Some((
+                "It is tried again and again, and loses nothing by waiting. Whether something is to be done:"
+                    .to_owned(),
+                check,
+            )),
+        },
+        EventState::Dead if reason == "no route" => Some((
+            "No route took it. Once the sidecar has --topic NAME or a --route for it:".to_owned(),
+            replay,
         )),
-        EventState::Dead => Some(format!("Once the cause is gone: {replay}")),
+        EventState::Dead if reason.starts_with("too large") => Some((
+            "Once the QStash plan takes messages of this size:".to_owned(),
+            replay,
+        )),
+        EventState::Dead => Some(("Once the cause is gone:".to_owned(), replay)),
     }
+}
+
+/// Whether these words of QStash mean that the URL group does not exist.
+fn is_missing(words: &str) -> bool {
+    let lower = words.to_lowercase();
+    lower.contains("topic") && lower.contains("not found")
+}
+
+fn missing(event: &Listed) -> (String, String) {
+    let destination = event.destination.as_deref().unwrap_or("NAME");
+    let group = destination.rsplit('/').next().unwrap_or(destination);
+    (
+        format!("It waits for the URL group {group}, and goes out when that is there:"),
+        format!("strapi-qstash topics create {group} https://YOUR-RECEIVER"),
+    )
 }
