@@ -22,14 +22,14 @@ const MOST_WAITED_FOR: usize = 500;
 const COLUMNS: [Column; 9] = [
     // Down to a quarter of a microsecond of the time that it begins with.
     column("ID", 19, 9),
-    column("CAME (UTC)", 0, 4),
+    column("UTC", 0, 5),
     column("STATE", 0, 9),
     column("EVENT", 12, 7),
-    column("UID", 10, 5),
+    column("UID", 10, 4),
     column("DOCUMENT", 8, 1),
     column("TRIES", 0, 2),
     column("TO", 8, 3),
-    column("WHY", 10, 6),
+    column("WHY", 12, 6),
 ];
 
 const fn column(title: &'static str, shortest: usize, rank: u8) -> Column {
@@ -166,9 +166,11 @@ fn row(event: &Listed, today: Timestamp) -> Vec<String> {
     let uid = facts.uid.as_ref().or(facts.model.as_ref());
     let document = facts.document.as_ref();
     let why = match event.state {
-        EventState::Delivered => String::new(),
-        _ => event.reason.clone().unwrap_or_default(),
+        EventState::Delivered => "",
+        _ => event.reason.as_deref().unwrap_or_default(),
     };
+    // Nearly all of them begin so, and there is little room.
+    let why = why.strip_prefix("QStash answered ").unwrap_or(why);
     vec![
         event.id.to_string(),
         time(event.received_at, today),
@@ -178,7 +180,7 @@ fn row(event: &Listed, today: Timestamp) -> Vec<String> {
         document.map_or_else(String::new, |document| document.id.clone()),
         event.attempts.to_string(),
         event.destination.clone().unwrap_or_default(),
-        why,
+        why.to_owned(),
     ]
 }
 
