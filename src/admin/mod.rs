@@ -57,7 +57,7 @@ pub(crate) struct Admin {
     pub(crate) client: Arc<Client>,
     pub(crate) flow: watch::Receiver<Flow>,
     /// The effective settings, without secrets.
-    pub(crate) effective: Vec<(&'static str, String)>,
+    pub(crate) effective: Vec<(String, String)>,
     /// Has destinations that do not exist tried at once.
     pub(crate) retry_held: Arc<Notify>,
     /// Whether only this machine can reach the address.

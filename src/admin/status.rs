@@ -140,8 +140,9 @@ impl Admin {
         let draining = self.draining.load(Ordering::Relaxed);
         let (level, sentence) = verdict(&gauges, &flow, draining);
         let settings = self.effective.iter();
-        let settings = settings.map(|(name, value)| ((*name).to_owned(), json!(value)));
-        let settings: Map<String, Value> = settings.collect();
+        let settings: Map<String, Value> = settings
+            .map(|(name, value)| (name.clone(), json!(value)))
+            .collect();
         let quota = self.client.quota();
         let quota =
             quota.map(|quota| json!({ "limit": quota.limit, "remaining": quota.remaining }));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
-use crate::destination::Destination;
+use crate::destination::{self, Destination};
 use crate::event::{Event, EventId, Facts};
 
 /// The place of an event in the order of arrival.
@@ -34,6 +34,13 @@ pub struct Address {
     pub destination: String,
     /// Delivery options of the route it took.
     pub options: String,
+}
+
+impl Address {
+    /// The destination without what may be secret in it.
+    pub(crate) fn for_log(&self) -> &str {
+        destination::for_log(&self.destination)
+    }
 }
 
 impl From<&Destination> for Address {

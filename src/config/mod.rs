@@ -160,15 +160,17 @@ impl Config {
     }
 
     /// The same, one by one.
-    pub(crate) fn effective(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn effective(&self) -> Vec<(String, String)> {
         let on = |secret: bool| if secret { "set" } else { "none" }.to_owned();
         let time = |duration| humantime::format_duration(duration).to_string();
         let admin = self.admin.as_ref();
         let max_age = self.forwarder.max_age;
-        vec![
+        let (routes, topic) = self.router.for_log();
+        let mut settings = vec![
             ("listen", format!("{:?}", self.inbound.listen)),
             ("webhook_secret", on(self.inbound.secret.is_some())),
             ("max_body", ByteSize(self.inbound.max_body).to_string()),
+            ("topic", topic.unwrap_or_else(|| "none".to_owned())),
             ("qstash_url", self.qstash.base.to_string()),
             ("qstash_api", format!("{:?}", self.qstash.api)),
             ("buffer", self.buffer.path.display().to_string()),
@@ -184,7 +186,20 @@ impl Config {
                 on(admin.is_some_and(|admin| admin.token.is_some())),
             ),
             ("shutdown_grace", time(self.shutdown_grace)),
-        ]
+        ];
+        if !routes.is_empty() {
+            settings.push(("route", routes.join(", ")));
+        }
+        for (name, value) in self.qstash.options.for_log() {
+            match settings.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, values)) => values.push_str(&format!(", {value}")), // headers
+                None => settings.push((name, value)),
+            }
+        }
+        settings
+            .into_iter()
+            .map(|(name, value)| (name.replace('-', "_"), value))
+            .collect()
     }
 }
 

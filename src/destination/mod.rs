@@ -114,6 +114,13 @@ impl FromStr for Destination {
     }
 }
 
+/// A destination as a log may tell it: a URL without its parameters, since a secret of the
+/// endpoint often stands there.
+pub(crate) fn for_log(destination: &str) -> &str {
+    let (place, _parameters) = destination.split_once('?').unwrap_or((destination, ""));
+    place
+}
+
 /// `queue:NAME/DEST` into its two parts.
 pub(crate) fn split_queue(text: &str) -> Result<(Option<&str>, &str), DestinationError> {
     let Some(rest) = text.strip_prefix("queue:") else {

@@ -1,7 +1,7 @@
 //! Delivery options: what QStash is told beside the destination, as flags, in a route's query
 //! and as headers of a publish.
 
-use super::{check_url, decode, encode, is_url};
+use super::{check_url, decode, encode, for_log, is_url};
 
 /// How QStash delivers: what is not set is QStash's default.
 /// <https://upstash.com/docs/qstash/api-reference/messages/publish-a-message>
@@ -219,10 +219,28 @@ impl DeliveryOptions {
 
     /// `retries=5&delay=10s`: what [`Self::parse`] reads.
     pub fn to_text(&self) -> String {
-        let mut text: Vec<String> = Vec::new();
-        let mut add = |name: &str, value: &str| text.push(format!("{name}={}", encode(value)));
+        let pairs = self.pairs().into_iter();
+        let pairs = pairs.map(|(name, value)| format!("{name}={}", encode(&value)));
+        pairs.collect::<Vec<_>>().join("&")
+    }
+
+    /// Each that is set, without what may be secret: a header's value, a URL's parameters.
+    pub(crate) fn for_log(&self) -> Vec<(&'static str, String)> {
+        let mut pairs = self.pairs();
+        for (name, value) in &mut pairs {
+            match *name {
+                "callback" | "failure-callback" => *value = for_log(value).to_owned(),
+                "forward-header" => value.truncate(value.find(':').unwrap_or(0)),
+                _ => {}
+            }
+        }
+        pairs
+    }
+
+    fn pairs(&self) -> Vec<(&'static str, String)> {
+        let mut pairs = Vec::new();
         if let Some(retries) = self.retries {
-            add("retries", &retries.to_string());
+            pairs.push(("retries", retries.to_string()));
         }
         for (name, value) in [
             ("retry-delay", &self.retry_delay),
@@ -233,20 +251,18 @@ impl DeliveryOptions {
             ("method", &self.method),
             ("redact", &self.redact),
         ] {
-            if let Some(value) = value {
-                add(name, value);
-            }
+            pairs.extend(value.clone().map(|value| (name, value)));
         }
         if !self.labels.is_empty() {
-            add("label", &self.labels.join(","));
+            pairs.push(("label", self.labels.join(",")));
         }
         if let Some((key, value)) = &self.flow_control {
-            add("flow-control", &format!("{key}:{value}"));
+            pairs.push(("flow-control", format!("{key}:{value}")));
         }
         for (name, value) in &self.forward_headers {
-            add("forward-header", &format!("{name}: {value}"));
+            pairs.push(("forward-header", format!("{name}: {value}")));
         }
-        text.join("&")
+        pairs
     }
 
     /// Reads `retries=5&delay=10s`.

@@ -11,6 +11,7 @@ use super::window::Entry;
 use super::{BUFFER_PAUSE, Forwarder, Hold, State, backoff};
 use crate::buffer::{Settlement, Verdict};
 use crate::clock;
+use crate::destination::for_log;
 use crate::qstash::Outcome;
 
 /// How often an event may break the connection alone, while others pass, before it is a
@@ -203,7 +204,7 @@ impl Forwarder {
             event.id = %event.id,
             event.kind = event.facts.kind,
             event.model = event.facts.model,
-            destination = event.address.destination,
+            destination = event.address.for_log(),
             attempt = event.attempts + 1,
             elapsed_ms = millis(took),
             message_id = message_ids.join(","),
@@ -220,7 +221,7 @@ impl Forwarder {
         };
         if state.holds.insert(destination.clone(), hold).is_none() {
             error!(
-                destination,
+                destination = entry.event.address.for_log(),
                 reason,
                 "Destination does not exist, its events are kept; create it, or change the route"
             );
@@ -232,7 +233,10 @@ impl Forwarder {
     /// A destination takes events again: those on disk that were passed over come in.
     pub(super) fn release(&self, state: &mut State, destination: &str) {
         if state.holds.remove(destination).is_some() {
-            info!(destination, "Destination takes events again");
+            info!(
+                destination = for_log(destination),
+                "Destination takes events again"
+            );
             state.rewind();
             self.tell_holds(state);
         }
@@ -257,7 +261,7 @@ fn bury(entry: &Entry, reason: String) -> Settlement {
     error!(
         event.id = %event.id,
         event.kind = event.facts.kind,
-        destination = event.address.destination,
+        destination = event.address.for_log(),
         reason,
         "Event is a dead letter",
     );

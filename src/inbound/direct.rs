@@ -10,7 +10,7 @@ use tracing::{debug, error, info, warn};
 
 use super::Inbound;
 use crate::buffer::{AppendError, Fate, NewEvent};
-use crate::destination::Destination;
+use crate::destination::{Destination, for_log};
 use crate::event::Event;
 use crate::http::{Answer, plain};
 use crate::qstash::{Message, Outcome};
@@ -143,7 +143,7 @@ impl Inbound {
                 event.id = %event.id,
                 event.kind = event.facts.kind,
                 event.model = event.facts.model,
-                %destination,
+                destination = for_log(&destination.to_string()),
                 attempt = 1,
                 message_id = message_ids.join(","),
                 "Delivered",

@@ -31,7 +31,7 @@ pub(crate) use self::admission::Admission;
 pub(crate) use self::request::{Unread, read as read_body};
 use crate::buffer::{Buffer, Fate, NewEvent};
 use crate::clock;
-use crate::destination::{Destination, DestinationError};
+use crate::destination::{Destination, DestinationError, for_log};
 use crate::event::{Event, EventId, Facts, NotAnObject, Payload, TRIGGER_TEST};
 use crate::http::{self, Answer, plain};
 use crate::metrics::Metrics;
@@ -191,7 +191,7 @@ impl Inbound {
             Ok(()) => {
                 self.metrics.ack_seconds.observe(started.elapsed());
                 self.metrics.accepted_minutes.add();
-                debug!(event.id = %event.id, event.kind = event.facts.kind, destination = %destination, "Accepted");
+                debug!(event.id = %event.id, event.kind = event.facts.kind, destination = for_log(&destination.to_string()), "Accepted");
                 plain(StatusCode::ACCEPTED, "")
             }
             Err(error) => self.publish_instead(&event, &destination, &error).await,

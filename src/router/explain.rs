@@ -1,6 +1,7 @@
 //! Why an event goes where it goes, and where events can go at all: for people.
 
-use super::{Action, Fact, Part, Route, Router, Template, glob, matches_uid};
+use super::template::{Part, Template};
+use super::{Action, Route, Router, glob, matches_uid};
 use crate::destination::Destination;
 use crate::event::{Facts, STRAPI_EVENTS};
 
@@ -131,17 +132,6 @@ impl Template {
                 None if reach.open.iter().any(|open| open == rule) => {}
                 None => reach.open.push(rule.to_owned()),
             }
-        }
-    }
-}
-
-impl Fact {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Event => "event",
-            Self::Action => "action",
-            Self::Model => "model",
-            Self::Uid => "uid",
         }
     }
 }

@@ -7,12 +7,13 @@
 //! the next rule is tried.
 
 mod explain;
+mod glob;
+mod template;
 
 pub use self::explain::{Reach, Ruling, Verdict};
-use crate::destination::{
-    DeliveryOptions, Destination, DestinationError, OptionError, Target, decode, encode,
-    is_name_char, is_url, split_queue,
-};
+use self::glob::{covers_glob, glob};
+pub use self::template::Template;
+use crate::destination::{Destination, DestinationError, OptionError};
 use crate::event::Facts;
 
 /// The rules in the order given, and where all else goes.
@@ -50,29 +51,6 @@ pub struct Route {
 enum Action {
     Drop,
     To(Box<Template>),
-}
-
-/// A destination in which facts of the event are filled in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template {
-    queue: Option<Vec<Part>>,
-    target: Vec<Part>,
-    is_url: bool,
-    options: DeliveryOptions,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
-    Text(String),
-    Fact(Fact),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fact {
-    Event,
-    Action,
-    Model,
-    Uid,
 }
 
 /// Why a rule is wrong.
@@ -126,6 +104,15 @@ impl Router {
             .as_ref()
             .and_then(|template| template.fill(facts));
         default.map_or(Routing::NoRoute, Routing::To)
+    }
+
+    /// The rules, and where all else goes, without what may be secret in them.
+    pub(crate) fn for_log(&self) -> (Vec<String>, Option<String>) {
+        let routes = self.routes.iter().map(Route::for_log);
+        (
+            routes.collect(),
+            self.default.as_ref().map(Template::for_log),
+        )
     }
 
     /// Rules that can never match, each with the earlier one that covers it.
@@ -186,6 +173,16 @@ impl Route {
         })
     }
 
+    fn for_log(&self) -> String {
+        let destination = match &self.action {
+            Action::Drop => "drop".to_owned(),
+            Action::To(template) => template.for_log(),
+        };
+        let uid = self.uid.as_ref();
+        let uid = uid.map_or_else(String::new, |uid| format!(":{uid}"));
+        format!("{}{uid}={destination}", self.event)
+    }
+
     /// Whether every event that `later` matches ends here. Sound, not complete: it may
     /// overlook a covered rule, but never names one that is not.
     fn covers(&self, later: &Self) -> bool {
@@ -210,147 +207,6 @@ impl Route {
     }
 }
 
-impl Template {
-    /// Reads a DEST.
-    pub fn parse(text: &str) -> Result<Self, RouteError> {
-        if text.is_empty() {
-            return Err(DestinationError::Empty.into());
-        }
-        let (place, query) = text
-            .split_once('?')
-            .map_or((text, None), |(place, query)| (place, Some(query)));
-        let (queue, target) = split_queue(place)?;
-        let is_url = is_url(target);
-        let mut options = DeliveryOptions::default();
-        let mut kept = Vec::new();
-        for pair in query
-            .unwrap_or_default()
-            .split('&')
-            .filter(|pair| !pair.is_empty())
-        {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            if is_url && !DeliveryOptions::NAMES.contains(&name) {
-                kept.push(pair); // the endpoint's own
-            } else {
-                options.set(&decode(name), &decode(value))?;
-            }
-        }
-        if queue.is_some() && options.delay.is_some() {
-            return Err(OptionError::DelayInQueue.into());
-        }
-        let mut target = target.to_owned();
-        if !kept.is_empty() {
-            target = format!("{target}?{}", kept.join("&"));
-        }
-        let template = Self {
-            queue: queue.map(parts).transpose()?,
-            target: parts(&target)?,
-            is_url,
-            options,
-        };
-        // With something filled in, all of it must be a destination.
-        let sample = Facts {
-            kind: "entry.create".to_owned(),
-            model: Some("article".to_owned()),
-            uid: Some("api::article.article".to_owned()),
-            document: None,
-        };
-        if let Some(destination) = template.fill(&sample) {
-            destination.to_string().parse::<Destination>()?;
-        }
-        Ok(template)
-    }
-
-    fn fill(&self, facts: &Facts) -> Option<Destination> {
-        let queue = match &self.queue {
-            Some(parts) => Some(fill(parts, facts, false)?),
-            None => None,
-        };
-        let target = fill(&self.target, facts, self.is_url)?;
-        let target = if self.is_url {
-            Target::Url(target)
-        } else {
-            Target::Group(target)
-        };
-        Some(Destination {
-            queue,
-            target,
-            options: self.options.clone(),
-        })
-    }
-
-    fn always_fills(&self) -> bool {
-        let needs_none = |part: &Part| !matches!(part, Part::Fact(Fact::Model | Fact::Uid));
-        self.target
-            .iter()
-            .chain(self.queue.iter().flatten())
-            .all(needs_none)
-    }
-}
-
-impl Fact {
-    fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "event" => Self::Event,
-            "action" => Self::Action,
-            "model" => Self::Model,
-            "uid" => Self::Uid,
-            _ => return None,
-        })
-    }
-
-    fn of(self, facts: &Facts) -> Option<&str> {
-        match self {
-            Self::Event => Some(&facts.kind),
-            Self::Action => Some(facts.action()),
-            Self::Model => facts.model.as_deref(),
-            Self::Uid => facts.uid.as_deref(),
-        }
-    }
-}
-
-fn parts(text: &str) -> Result<Vec<Part>, RouteError> {
-    let broken = || RouteError::Brace(text.to_owned());
-    let (mut parts, mut rest) = (Vec::new(), text);
-    while let Some((before, behind)) = rest.split_once('{') {
-        let (name, after) = behind.split_once('}').ok_or_else(broken)?;
-        if !before.is_empty() {
-            parts.push(Part::Text(before.to_owned()));
-        }
-        parts.push(Part::Fact(
-            Fact::named(name).ok_or_else(|| RouteError::UnknownFact(name.to_owned()))?,
-        ));
-        rest = after;
-    }
-    if rest.contains('}') {
-        return Err(broken());
-    }
-    if !rest.is_empty() {
-        parts.push(Part::Text(rest.to_owned()));
-    }
-    Ok(parts)
-}
-
-/// In a URL facts are percent-encoded; in a name each character that no name can hold
-/// becomes `-` (`api::article.article` gives `api--article.article`).
-fn fill(parts: &[Part], facts: &Facts, is_url: bool) -> Option<String> {
-    let mut filled = String::new();
-    for part in parts {
-        match part {
-            Part::Text(text) => filled.push_str(text),
-            Part::Fact(fact) => {
-                let value = fact.of(facts).filter(|value| !value.is_empty())?;
-                if is_url {
-                    filled.push_str(&encode(value));
-                } else {
-                    filled.extend(value.chars().map(|c| if is_name_char(c) { c } else { '-' }));
-                }
-            }
-        }
-    }
-    Some(filled)
-}
-
 /// A pattern without `::` is about the model's name, unless it matches anything.
 fn is_model(pattern: &str) -> bool {
     !pattern.contains("::")
@@ -369,51 +225,6 @@ fn matches_uid(pattern: &str, facts: &Facts) -> bool {
 
 fn model_of(uid: &str) -> &str {
     uid.rsplit('.').next().unwrap_or(uid)
-}
-
-/// Whether all of `text` matches. It goes back to the last `*` only, so its time is bounded
-/// by the product of both lengths, whatever the pattern.
-fn glob(pattern: &str, text: &str) -> bool {
-    matches_pattern(pattern, text, |p, t| p == '?' || p == t)
-}
-
-/// Whether `general` matches every text that `special` does: `special` is read as a text in
-/// which only a `*` may stand for its `*`, and only `?` or `*` for its `?`.
-fn covers_glob(general: &str, special: &str) -> bool {
-    matches_pattern(general, special, |p, t| {
-        (p == '?' && t != '*') || (p == t && p != '*')
-    })
-}
-
-fn matches_pattern(pattern: &str, text: &str, matches: impl Fn(char, char) -> bool) -> bool {
-    let (mut pattern, mut text) = (pattern.chars(), text.chars());
-    // Where to go on when it does not match: behind the last `*`, one character later.
-    let mut retry: Option<(std::str::Chars<'_>, std::str::Chars<'_>)> = None;
-    loop {
-        let mut ahead = pattern.clone();
-        match (ahead.next(), text.clone().next()) {
-            (Some('*'), _) => {
-                retry = Some((ahead.clone(), text.clone()));
-                pattern = ahead;
-                continue;
-            }
-            (None, None) => return true,
-            (Some(p), Some(t)) if matches(p, t) => {
-                pattern = ahead;
-                text.next();
-                continue;
-            }
-            _ => {}
-        }
-        let Some((after_star, tried)) = &mut retry else {
-            return false;
-        };
-        if tried.next().is_none() {
-            return false;
-        }
-        pattern = after_star.clone();
-        text = tried.clone();
-    }
 }
 
 #[cfg(test)]
@@ -578,37 +389,5 @@ mod tests {
                 "{earlier} {later}"
             );
         }
-    }
-
-    #[test]
-    fn covering_is_never_claimed_wrongly() {
-        let mut random = fastrand::Rng::with_seed(7);
-        let mut text = |letters: &[char], longest: usize| -> String {
-            (0..random.usize(0..=longest))
-                .map(|_| letters[random.usize(..letters.len())])
-                .collect()
-        };
-        let mut covered = 0;
-        for _ in 0..200_000 {
-            let (general, special) = (
-                text(&['a', 'b', '*', '?'], 4),
-                text(&['a', 'b', '*', '?'], 4),
-            );
-            let sample = text(&['a', 'b'], 6);
-            if covers_glob(&general, &special) && glob(&special, &sample) {
-                covered += 1;
-                assert!(
-                    glob(&general, &sample),
-                    "{general} covers {special}, but not {sample}"
-                );
-            }
-        }
-        assert!(covered > 1000);
-    }
-
-    #[test]
-    fn no_pattern_takes_long() {
-        let (pattern, text) = ("*a".repeat(200) + "b", "a".repeat(20_000));
-        assert!(!glob(&pattern, &text));
     }
 }

@@ -25,6 +25,7 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::clock;
+use crate::destination::for_log;
 use crate::event::{Event, EventId, Facts};
 use crate::qstash::{ExtraRoots, Outcome, tls};
 
@@ -136,7 +137,10 @@ impl Spans {
             return;
         };
         let mut attributes = attributes(id, facts);
-        attributes.push(KeyValue::new("destination", destination.to_owned()));
+        attributes.push(KeyValue::new(
+            "destination",
+            for_log(destination).to_owned(),
+        ));
         let result = match outcome {
             Outcome::Accepted { message_ids, .. } => {
                 attributes.push(KeyValue::new("message_id", message_ids.join(",")));

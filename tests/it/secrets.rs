@@ -260,3 +260,52 @@ fn no_panic_tells_a_secret_even_of_all_the_settings() {
     searched.look("the settings", summary);
     searched.look("the warnings", warnings.join("\n"));
 }
+
+#[tokio::test]
+async fn what_a_url_or_a_header_may_hide_is_in_no_log_and_no_settings() {
+    let (qstash, dir) = (QStash::start().await, tempfile::tempdir().unwrap());
+    let url = qstash.catcher.url("/hook?secret=in-the-url-3Lk8");
+    let flags = [
+        "--listen",
+        "127.0.0.1:0",
+        "--log",
+        "debug",
+        "--route",
+        &format!("entry.*={url}&retries=2&forward-header=X-Key:%20in-a-header-5Tz1"),
+        "--forward-header",
+        "X-Other: in-a-header-5Tz1",
+        "--callback",
+        &url,
+    ];
+    let mut process = Process::spawn(Process::command_to(
+        dir.path(),
+        &qstash.server.url(),
+        &flags,
+    ))
+    .await;
+    let mut client = Client::connect(process.webhook).await;
+    client.post("/webhook", &update(1)).await;
+    let arrived = wait_until(LONG, || qstash.catcher.received().len() == 2).await;
+    assert!(arrived, "{}", process.log());
+    let delivered = wait_until(LONG, || process.log().contains("\"Delivered\"")).await;
+    assert!(delivered, "{}", process.log());
+    let received = qstash.catcher.received();
+    let key = received.iter().find_map(|one| one.headers.get("x-key"));
+    assert_eq!(
+        key.unwrap(),
+        "in-a-header-5Tz1",
+        "and the callback has none"
+    );
+    let status = process.admin("/api/status").await.body;
+    process.signal("TERM");
+    assert_eq!(process.exit_code().await, Some(0));
+    let told = qstash.catcher.url("/hook");
+    let route = format!("entry.*={told}?retries=2&forward-header=X-Key");
+    for text in [&status, &process.log()] {
+        assert!(text.contains(&told), "{text}");
+        assert!(text.contains(&route), "{route} in {text}");
+        for secret in ["in-the-url-3Lk8", "in-a-header-5Tz1"] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+    }
+}
