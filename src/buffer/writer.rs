@@ -18,6 +18,7 @@ use super::opening::{Failure, Left, Opener};
 use super::outcomes::Outcomes;
 use super::reopening::Waiters;
 use super::reserve::Reserve;
+use super::room::Purge;
 use super::store::{Store, StoreError};
 use super::{AppendError, Change, Fate, Health, NewEvent, Settings, Settlement, Tally};
 use crate::clock;
@@ -178,6 +179,7 @@ pub(super) struct Writer<'a> {
     pub(super) settings: &'a Settings,
     /// Whether there may be history to remove or free pages to give back.
     tidying: bool,
+    pub(super) purging: Option<Purge>,
     /// The reserve is not tried to be taken back before this.
     pub(super) reserve_look: Instant,
     outcomes: Outcomes,
@@ -207,6 +209,7 @@ impl<'a> Writer<'a> {
             shared,
             settings,
             tidying: true,
+            purging: None,
             copying,
             reserve_look: Instant::now(),
             outcomes: Outcomes::default(),
@@ -410,8 +413,7 @@ impl<'a> Writer<'a> {
         if !self.store.is_in_place() {
             return Err(Arc::new(StoreError::Moved));
         }
-        let kept_since = clock::now().minus(self.settings.keep_delivered);
-        let more = self.purge(kept_since)? || self.store.shrink()?;
+        let more = self.purge_old()? || self.store.shrink()?;
         self.copying.step(&self.store, self.reserve.is_held())?;
         Ok(more)
     }
