@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::beside;
+use super::{beside, give_to_owner};
 
 /// How often a lock that is waited for is tried. Strapi's connections wait as long.
 const LOOK: Duration = Duration::from_millis(2);
@@ -57,6 +57,7 @@ pub(super) fn take(buffer: &Path, wait: Duration) -> Result<Lock, LockError> {
         source,
     };
     let file = open(&path).map_err(failed)?;
+    give_to_owner(&file, buffer);
     let deadline = Instant::now() + wait;
     let tried = loop {
         match file.try_lock() {

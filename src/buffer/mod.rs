@@ -23,6 +23,7 @@ mod store;
 mod tests;
 mod writer;
 
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -450,6 +451,18 @@ fn make_folder(folder: &Path) -> std::io::Result<()> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Gives a file beside the buffer to whom the buffer belongs, as SQLite does with its own: what
+/// root leaves here after changing a stopped buffer must not keep the sidecar from starting.
+fn give_to_owner(file: &std::fs::File, buffer: &Path) {
+    let (Ok(owner), Ok(own)) = (std::fs::metadata(buffer), file.metadata()) else {
+        return; // there is no buffer yet
+    };
+    if owner.uid() != own.uid() {
+        // Only root can, and only root has to.
+        fchown(file, Some(owner.uid()), Some(owner.gid())).ok();
+    }
 }
 
 /// A file beside the buffer: `buffer.db` gives `buffer.db.lock`.

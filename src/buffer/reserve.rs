@@ -13,10 +13,10 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 use tracing::{debug, warn};
 
-use super::beside;
+use super::{beside, give_to_owner};
 
 /// As much as the log may hold that is not in the file yet: that is what a full disk must
-/// still let through. See `LONGEST_LOG` in `writer`.
+/// still let through. See `Copying`.
 const LARGEST: u64 = 32 << 20;
 
 /// Of a small disk not more than this share.
@@ -27,6 +27,7 @@ const SMALLEST: u64 = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct Reserve {
+    buffer: PathBuf,
     path: PathBuf,
     bytes: u64,
     is_held: bool,
@@ -41,6 +42,7 @@ impl Reserve {
             bytes: (disk / SHARE_OF_DISK).clamp(SMALLEST, LARGEST),
             is_held: path.exists(),
             path,
+            buffer: buffer.to_owned(),
         }
     }
 
@@ -56,7 +58,7 @@ impl Reserve {
     /// Takes the room, if there is as much; whether it is held now.
     pub(super) fn take(&mut self) -> bool {
         if !self.is_held {
-            match allocate(&self.path, self.bytes) {
+            match self.allocate() {
                 Ok(()) => self.is_held = true,
                 Err(error) => {
                     debug!(%error, path = %self.path.display(), "Reserve could not be taken");
@@ -84,19 +86,20 @@ impl Reserve {
         self.is_held = false;
         true
     }
-}
 
-fn allocate(path: &Path, bytes: u64) -> std::io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-        Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => fill(&mut file, bytes),
-        Err(error) => Err(error.into()),
+    fn allocate(&self) -> std::io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&self.path)?;
+        give_to_owner(&file, &self.buffer);
+        match fallocate(&file, FallocateFlags::empty(), 0, self.bytes) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => fill(&mut file, self.bytes),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

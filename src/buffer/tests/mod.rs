@@ -381,3 +381,25 @@ async fn a_large_body_comes_back_piece_by_piece() {
     assert!(read == body.as_bytes());
     assert!(buffer.piece(seq, count).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn what_root_leaves_beside_a_buffer_belongs_to_its_owner() {
+    const NOBODY: u32 = 65_534;
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    buffer.close().await;
+    let path = |suffix: &str| dir.path().join(format!("buffer.db{suffix}"));
+    if std::os::unix::fs::chown(path(""), Some(NOBODY), Some(NOBODY)).is_err() {
+        return; // only root can give a file away
+    }
+    for suffix in [".lock", ".reserve"] {
+        std::fs::remove_file(path(suffix)).unwrap();
+    }
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    buffer.append(pending("{}", "news")).await.unwrap();
+    for suffix in ["-wal", "-shm", ".lock", ".reserve"] {
+        let owner = std::fs::metadata(path(suffix)).unwrap().uid();
+        assert_eq!(owner, NOBODY, "{suffix}");
+    }
+    buffer.close().await;
+}
