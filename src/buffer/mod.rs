@@ -219,10 +219,13 @@ impl Buffer {
     /// Makes an event durable. The caller may go away: once begun, it is finished.
     pub async fn append(&self, event: NewEvent) -> Result<(), AppendError> {
         let (done, committed) = oneshot::channel();
+        // Held until the writer has let go of it: memory that is freed by another thread than it
+        // came from costs both of them the allocator's lock.
+        let event = Arc::new(event);
         let sent = self
             .commands
             .send(Command::Append {
-                event: Box::new(event),
+                event: Arc::clone(&event),
                 done,
             })
             .await;

@@ -35,7 +35,7 @@ impl Writer<'_> {
     /// Whether these fit under the limit and onto the disk; history goes first when they do not.
     pub(super) fn make_room(
         &mut self,
-        appends: &[Waiting<Box<NewEvent>>],
+        appends: &[Waiting<Arc<NewEvent>>],
     ) -> Result<Result<(), AppendError>, Failure> {
         if appends.is_empty() {
             return Ok(Ok(()));

@@ -30,7 +30,7 @@ const MAX_GROUP: usize = 256;
 /// What the writer is asked to do.
 pub(super) enum Command {
     Append {
-        event: Box<NewEvent>,
+        event: Arc<NewEvent>,
         done: oneshot::Sender<Result<(), AppendError>>,
     },
     Settle {
@@ -314,7 +314,7 @@ impl<'a> Writer<'a> {
     /// changes is to be what they have come to.
     fn commit_all(
         &mut self,
-        appends: &mut Vec<Waiting<Box<NewEvent>>>,
+        appends: &mut Vec<Waiting<Arc<NewEvent>>>,
         is_urgent: bool,
     ) -> Result<(), Failure> {
         self.commit(appends)?;
@@ -326,7 +326,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Answers all events and some outcomes, or fails.
-    fn commit(&mut self, appends: &mut Vec<Waiting<Box<NewEvent>>>) -> Result<(), Failure> {
+    fn commit(&mut self, appends: &mut Vec<Waiting<Arc<NewEvent>>>) -> Result<(), Failure> {
         if let Err(full) = self.make_room(appends)? {
             self.shared.set_health(Health::Full);
             for (_, done) in appends.drain(..) {

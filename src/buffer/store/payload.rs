@@ -165,7 +165,8 @@ pub(super) fn is_text(payload: &Payload) -> bool {
 }
 
 fn write_headers(headers: &[(String, Bytes)]) -> Vec<u8> {
-    let mut text = Vec::new();
+    let length = |(name, value): &(String, Bytes)| name.len() + value.len() + 4;
+    let mut text = Vec::with_capacity(headers.iter().map(length).sum());
     for (name, value) in headers {
         text.extend_from_slice(name.as_bytes());
         text.extend_from_slice(b": ");
