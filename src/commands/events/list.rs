@@ -66,12 +66,12 @@ pub(super) async fn run(args: &ListArgs) -> anyhow::Result<()> {
     if !args.json {
         let tally = observer.tally()?;
         let shown = match events.len() {
-            0 => "No such event.",
-            shown if shown == args.limit => "There may be more: --limit.",
+            0 => " No such event.",
+            shown if shown == args.limit => " There may be more: --limit.",
             _ => "",
         };
         hint(format!(
-            "In the buffer: {} pending, {} delivered, {} dead. {shown}",
+            "In the buffer: {} pending, {} delivered, {} dead.{shown}",
             tally.pending, tally.delivered, tally.dead
         ));
     }
