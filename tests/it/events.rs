@@ -251,7 +251,7 @@ async fn show_tells_what_a_pending_event_waits_for() {
         assert!(std::time::Instant::now() < deadline);
     }
     let said = app.run(&["events", "show", &second]).await;
-    let told = "QStash takes nothing since 2";
+    let told = "QStash has taken nothing since 2";
     assert!(said.out.contains(told), "{said:?}");
     assert!(said.out.contains("\n-> strapi-qstash check\n"), "{said:?}");
 

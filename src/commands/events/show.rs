@@ -97,7 +97,7 @@ async fn waits(args: &ShowArgs, event: &Listed) -> Option<Waits> {
     }
     let (reason, since) = (status.qstash.reason?, status.qstash.since);
     Some(Waits::ForQStash(format!(
-        "QStash takes nothing since {since}: {reason}. It goes out when that is over. What can be done:"
+        "QStash has taken nothing since {since}: {reason}. It goes out when that is over. What can be done:"
     )))
 }
 
