@@ -56,8 +56,7 @@ pub(super) fn take(buffer: &Path, wait: Duration) -> Result<Lock, LockError> {
         path: path.clone(),
         source,
     };
-    let file = open(&path).map_err(failed)?;
-    give_to_owner(&file, buffer);
+    let file = open(&path, buffer).map_err(failed)?;
     let deadline = Instant::now() + wait;
     let tried = loop {
         match file.try_lock() {
@@ -82,16 +81,20 @@ pub(super) fn take(buffer: &Path, wait: Duration) -> Result<Lock, LockError> {
     }
 }
 
-/// One that is there can be locked on a file system that takes no more writes.
-fn open(path: &Path) -> std::io::Result<File> {
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path);
-    match opened {
+/// One that is there can be locked on a file system that takes no more writes. Only one that was
+/// made here is given away: what stands there already may be a link to anything.
+fn open(path: &Path, buffer: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => {
+            give_to_owner(&file, buffer);
+            return Ok(file);
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    match options.open(path) {
         Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
             File::open(path).or(Err(error))
         }

@@ -456,7 +456,7 @@ fn make_folder(folder: &Path) -> std::io::Result<()> {
     std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Gives a file beside the buffer to whom the buffer belongs, as SQLite does with its own: what
+/// Gives a new file beside the buffer to whom the buffer belongs, as SQLite does with its own: what
 /// root leaves here after changing a stopped buffer must not keep the sidecar from starting.
 fn give_to_owner(file: &std::fs::File, buffer: &Path) {
     let (Ok(owner), Ok(own)) = (std::fs::metadata(buffer), file.metadata()) else {

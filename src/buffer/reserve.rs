@@ -90,8 +90,7 @@ impl Reserve {
     fn allocate(&self) -> std::io::Result<()> {
         let mut file = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&self.path)?;
         give_to_owner(&file, &self.buffer);

@@ -115,22 +115,16 @@ impl Router {
         )
     }
 
-    /// Rules that can never match, each with the earlier one that covers it.
-    pub fn shadowed(&self) -> Vec<(&str, &str)> {
+    /// Rules that can never match, each with the earlier one that covers it; both without what
+    /// may be secret in them.
+    pub fn shadowed(&self) -> Vec<(String, String)> {
         let covering = |(at, later): (usize, &Route)| {
-            let earlier = self
-                .routes
-                .iter()
-                .take(at)
-                .find(|earlier| earlier.covers(later))?;
-            Some((at, earlier))
+            let mut before = self.routes.iter().take(at);
+            let earlier = before.find(|earlier| earlier.covers(later))?;
+            Some((later.for_log(), earlier.for_log()))
         };
-        let found = self.routes.iter().enumerate().filter_map(covering);
-        found
-            .filter_map(|(at, earlier)| {
-                Some((self.routes.get(at)?.text.as_str(), earlier.text.as_str()))
-            })
-            .collect()
+        let routes = self.routes.iter().enumerate();
+        routes.filter_map(covering).collect()
     }
 
     /// Whether any destination goes through a queue.

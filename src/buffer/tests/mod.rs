@@ -402,4 +402,16 @@ async fn what_root_leaves_beside_a_buffer_belongs_to_its_owner() {
         assert_eq!(owner, NOBODY, "{suffix}");
     }
     buffer.close().await;
+
+    // Not what the owner has put there for root to find.
+    let own = dir.path().join("own");
+    std::fs::write(&own, "").unwrap();
+    for suffix in [".lock", ".reserve"] {
+        std::fs::remove_file(path(suffix)).unwrap();
+        std::os::unix::fs::symlink(&own, path(suffix)).unwrap();
+    }
+    let buffer = Buffer::open(&settings(dir.path())).unwrap();
+    buffer.append(pending("{}", "news")).await.unwrap();
+    buffer.close().await;
+    assert_ne!(std::fs::metadata(&own).unwrap().uid(), NOBODY);
 }
