@@ -1,5 +1,6 @@
 //! What goes into the buffer and comes out of it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -38,7 +39,7 @@ pub struct Address {
 
 impl Address {
     /// The destination without what may be secret in it.
-    pub(crate) fn for_log(&self) -> &str {
+    pub(crate) fn for_log(&self) -> Cow<'_, str> {
         destination::for_log(&self.destination)
     }
 }

@@ -6,6 +6,7 @@
 
 mod options;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -114,11 +115,18 @@ impl FromStr for Destination {
     }
 }
 
-/// A destination as a log may tell it: a URL without its parameters, since a secret of the
-/// endpoint often stands there.
-pub(crate) fn for_log(destination: &str) -> &str {
+/// A destination as a log may tell it: a URL without its parameters, and without user and
+/// password, since secrets of the endpoint often stand there.
+pub(crate) fn for_log(destination: &str) -> Cow<'_, str> {
     let (place, _parameters) = destination.split_once('?').unwrap_or((destination, ""));
-    place
+    let Some((scheme, rest)) = place.split_once("://") else {
+        return Cow::Borrowed(place);
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_user, host)) => Cow::Owned(format!("{scheme}://{host}{path}")),
+        None => Cow::Borrowed(place),
+    }
 }
 
 /// `queue:NAME/DEST` into its two parts.

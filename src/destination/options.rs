@@ -229,7 +229,7 @@ impl DeliveryOptions {
         let mut pairs = self.pairs();
         for (name, value) in &mut pairs {
             match *name {
-                "callback" | "failure-callback" => *value = for_log(value).to_owned(),
+                "callback" | "failure-callback" => *value = for_log(value).into_owned(),
                 "forward-header" => value.truncate(value.find(':').unwrap_or(0)),
                 _ => {}
             }

@@ -321,7 +321,7 @@ impl Forwarder {
             )),
             (Err(reason), _) | (_, Err(reason)) => {
                 self.metrics.dead_rejected.add();
-                error!(event.id = %event.id, destination = event.address.for_log(), reason, "Event is a dead letter");
+                error!(event.id = %event.id, destination = %event.address.for_log(), reason, "Event is a dead letter");
                 self.settle(
                     state,
                     vec![Settlement {

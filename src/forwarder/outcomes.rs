@@ -204,7 +204,7 @@ impl Forwarder {
             event.id = %event.id,
             event.kind = event.facts.kind,
             event.model = event.facts.model,
-            destination = event.address.for_log(),
+            destination = %event.address.for_log(),
             attempt = event.attempts + 1,
             elapsed_ms = millis(took),
             message_id = message_ids.join(","),
@@ -221,7 +221,7 @@ impl Forwarder {
         };
         if state.holds.insert(destination.clone(), hold).is_none() {
             error!(
-                destination = entry.event.address.for_log(),
+                destination = %entry.event.address.for_log(),
                 reason,
                 "Destination does not exist, its events are kept; create it, or change the route"
             );
@@ -234,7 +234,7 @@ impl Forwarder {
     pub(super) fn release(&self, state: &mut State, destination: &str) {
         if state.holds.remove(destination).is_some() {
             info!(
-                destination = for_log(destination),
+                destination = %for_log(destination),
                 "Destination takes events again"
             );
             state.rewind();
@@ -261,7 +261,7 @@ fn bury(entry: &Entry, reason: String) -> Settlement {
     error!(
         event.id = %event.id,
         event.kind = event.facts.kind,
-        destination = event.address.for_log(),
+        destination = %event.address.for_log(),
         reason,
         "Event is a dead letter",
     );

@@ -143,7 +143,7 @@ impl Inbound {
                 event.id = %event.id,
                 event.kind = event.facts.kind,
                 event.model = event.facts.model,
-                destination = for_log(&destination.to_string()),
+                destination = %for_log(&destination.to_string()),
                 attempt = 1,
                 message_id = message_ids.join(","),
                 "Delivered",

@@ -191,7 +191,7 @@ impl Inbound {
             Ok(()) => {
                 self.metrics.ack_seconds.observe(started.elapsed());
                 self.metrics.accepted_minutes.add();
-                debug!(event.id = %event.id, event.kind = event.facts.kind, destination = for_log(&destination.to_string()), "Accepted");
+                debug!(event.id = %event.id, event.kind = event.facts.kind, destination = %for_log(&destination.to_string()), "Accepted");
                 plain(StatusCode::ACCEPTED, "")
             }
             Err(error) => self.publish_instead(&event, &destination, &error).await,

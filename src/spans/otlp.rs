@@ -139,7 +139,7 @@ impl Spans {
         let mut attributes = attributes(id, facts);
         attributes.push(KeyValue::new(
             "destination",
-            for_log(destination).to_owned(),
+            for_log(destination).into_owned(),
         ));
         let result = match outcome {
             Outcome::Accepted { message_ids, .. } => {

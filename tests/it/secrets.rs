@@ -275,7 +275,7 @@ async fn what_a_url_or_a_header_may_hide_is_in_no_log_and_no_settings() {
         "--forward-header",
         "X-Other: in-a-header-5Tz1",
         "--callback",
-        &url,
+        &url.replace("//", "//me:in-the-url-3Lk8@"),
     ];
     let mut process = Process::spawn(Process::command_to(
         dir.path(),
