@@ -17,14 +17,13 @@ fuzz_target!(|input: &[u8]| {
     if facts.kind.is_empty() {
         facts.kind = "unknown".to_owned(); // as the way in does
     }
-    let (mut texts, mut routes, mut default) = (Vec::new(), Vec::new(), None);
+    let (mut routes, mut default) = (Vec::new(), None);
     for line in rules.lines() {
         if let Some(destination) = line.strip_prefix('>') {
             default = Template::parse(destination).ok().or(default);
         } else if let Ok(route) = Route::parse(line) {
             assert_eq!(Route::parse(&format!(" {line}\t")).as_ref(), Ok(&route));
             check_match(line, &route, &facts);
-            texts.push(line.trim());
             routes.push(route);
         }
     }
@@ -41,9 +40,7 @@ fuzz_target!(|input: &[u8]| {
 
     if is_like_strapis(&facts) {
         for (shadowed, earlier) in router.shadowed() {
-            let routed =
-                |text: &str| Route::parse(text).is_ok_and(|rule| alone(&rule) != Routing::NoRoute);
-            assert!(texts.contains(&shadowed) && texts.contains(&earlier));
+            let routed = |rule: &Route| alone(rule) != Routing::NoRoute;
             assert!(
                 !routed(shadowed) || routed(earlier),
                 "{shadowed:?} is said to be covered by {earlier:?}, but takes {facts:?}"

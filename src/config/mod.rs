@@ -380,6 +380,7 @@ fn router(
     };
     let router = Router::new(routes, default);
     for (shadowed, earlier) in router.shadowed() {
+        let (shadowed, earlier) = (shadowed.for_log(), earlier.for_log());
         warnings.push(format!("--route: {shadowed:?} can never match, since {earlier:?} comes first and covers it; put it in front"));
     }
     if router.is_empty() {

@@ -115,16 +115,14 @@ impl Router {
         )
     }
 
-    /// Rules that can never match, each with the earlier one that covers it; both without what
-    /// may be secret in them.
-    pub fn shadowed(&self) -> Vec<(String, String)> {
-        let covering = |(at, later): (usize, &Route)| {
-            let mut before = self.routes.iter().take(at);
-            let earlier = before.find(|earlier| earlier.covers(later))?;
-            Some((later.for_log(), earlier.for_log()))
-        };
+    /// Rules that can never match, each with the earlier one that covers it.
+    pub fn shadowed(&self) -> Vec<(&Route, &Route)> {
         let routes = self.routes.iter().enumerate();
-        routes.filter_map(covering).collect()
+        let shadowed = routes.filter_map(|(at, later)| {
+            let mut before = self.routes.iter().take(at);
+            Some((later, before.find(|earlier| earlier.covers(later))?))
+        });
+        shadowed.collect()
     }
 
     /// Whether any destination goes through a queue.
@@ -167,7 +165,8 @@ impl Route {
         })
     }
 
-    fn for_log(&self) -> String {
+    /// The rule without what may be secret in it.
+    pub(crate) fn for_log(&self) -> String {
         let destination = match &self.action {
             Action::Drop => "drop".to_owned(),
             Action::To(template) => template.for_log(),
