@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use strapi_qstash::buffer::{self, Address, Buffer, Fate, NewEvent};
 use strapi_qstash::clock;
-use strapi_qstash::event::{Event, EventId, Facts, Payload};
+use strapi_qstash::event::{Event, EventId, Facts, Headers, Payload};
 use tokio::task::JoinSet;
 
 /// What Strapi 5 sent for a published article.
@@ -63,18 +63,17 @@ pub(crate) async fn fill(folder: &Path, events: u64) {
 /// An event that waits.
 pub(crate) fn waiting(number: u64) -> NewEvent {
     let body = Bytes::from(body(number));
-    let header = |name: &str, value: &'static str| (name.to_owned(), Bytes::from(value));
     NewEvent {
         event: Arc::new(Event {
             id: EventId::new(),
             received_at: clock::now(),
             facts: Facts::read(&body).unwrap(),
             payload: Payload {
-                headers: vec![
-                    header("x-custom-header", "custom value"),
-                    header("x-strapi-event", "entry.publish"),
-                    header("content-type", "application/json"),
-                ],
+                headers: Headers::from_iter([
+                    ("x-custom-header", b"custom value".as_slice()),
+                    ("x-strapi-event", b"entry.publish"),
+                    ("content-type", b"application/json"),
+                ]),
                 body,
             },
         }),

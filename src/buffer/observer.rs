@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use super::store::{Reader, StoreError};
 use super::{Filter, ListFrom, Listed, Page, Seq, Step, StoredBody, StoredPayload, Tally, beside};
-use crate::event::EventId;
+use crate::event::{EventId, Headers};
 
 /// How often a reading is tried that a starting or stopping sidecar disturbs.
 const TRIES: u32 = 20;
@@ -114,12 +114,7 @@ impl Observer {
                     whole
                 }
             };
-            let headers = headers.into_iter();
-            let headers = headers.map(|(name, value)| (name, value.to_vec()));
-            Ok(Some(Whole {
-                headers: headers.collect(),
-                body,
-            }))
+            Ok(Some(Whole { headers, body }))
         })
     }
 
@@ -177,7 +172,7 @@ struct Stamp {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Whole {
     /// Headers for the receiver.
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: Headers,
     /// The body.
     pub body: Vec<u8>,
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 use crate::destination::{self, Destination};
-use crate::event::{Event, EventId, Facts};
+use crate::event::{Event, EventId, Facts, Headers};
 
 /// The place of an event in the order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -326,7 +326,7 @@ impl Tally {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredPayload {
     /// Headers for the receiver.
-    pub headers: Vec<(String, Bytes)>,
+    pub headers: Headers,
     /// The body.
     pub body: StoredBody,
 }

@@ -163,6 +163,11 @@ impl Inbound {
             }
         };
         self.spans.received(receiving, answer.status());
+        // Hyper reads the next head into the map of this answer: this one is large enough for it.
+        let mut headers = head.headers;
+        headers.clear();
+        headers.extend(std::mem::take(answer.headers_mut()));
+        *answer.headers_mut() = headers;
         if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
             answer.headers_mut().insert(EVENT_ID, value);
         }

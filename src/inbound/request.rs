@@ -12,7 +12,7 @@ use memmap2::MmapMut;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::admission::{Admission, Room, SMALL};
-use crate::event::Facts;
+use crate::event::{Facts, Headers};
 use crate::http::bearer;
 use crate::secret::Secret;
 
@@ -218,7 +218,7 @@ pub(super) fn with_kind(mut facts: Facts, headers: &HeaderMap) -> Facts {
 }
 
 /// Content-Type, the hook's own headers, and X-Strapi-Event always.
-pub(super) fn for_receiver(headers: &HeaderMap, kind: &str) -> Vec<(String, Bytes)> {
+pub(super) fn for_receiver(headers: &HeaderMap, kind: &str) -> Headers {
     let named_by_connection: Vec<String> = headers
         .get_all(CONNECTION)
         .iter()
@@ -226,19 +226,15 @@ pub(super) fn for_receiver(headers: &HeaderMap, kind: &str) -> Vec<(String, Byte
         .flat_map(|value| value.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
         .collect();
-    let mut forwarded: Vec<(String, Bytes)> = headers
+    let mut forwarded: Headers = headers
         .iter()
-        .map(|(name, value)| (name.as_str(), value))
+        .map(|(name, value)| (name.as_str(), value.as_bytes()))
         .filter(|(name, _)| {
             !NOT_FORWARDED.contains(name) && !named_by_connection.iter().any(|named| named == name)
         })
-        .map(|(name, value)| (name.to_owned(), Bytes::copy_from_slice(value.as_bytes())))
         .collect();
     if !headers.contains_key(STRAPI_EVENT) {
-        forwarded.push((
-            STRAPI_EVENT.to_owned(),
-            Bytes::copy_from_slice(kind.as_bytes()),
-        ));
+        forwarded.push(STRAPI_EVENT, kind.as_bytes());
     }
     forwarded
 }
@@ -333,9 +329,11 @@ mod tests {
             ("content-length", b"5"),
         ]);
         let forwarded = for_receiver(&headers, "entry.create");
-        let names: Vec<&str> = forwarded.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["content-type", "x-latin", "x-strapi-event"]);
-        assert_eq!(forwarded[1].1, Bytes::from_static(b"Gr\xfc\xdfe"));
-        assert_eq!(forwarded[2].1, Bytes::from_static(b"entry.create"));
+        let expected: [(&str, &[u8]); 3] = [
+            ("content-type", b"application/json"),
+            ("x-latin", b"Gr\xfc\xdfe"),
+            ("x-strapi-event", b"entry.create"),
+        ];
+        assert_eq!(forwarded.iter().collect::<Vec<_>>(), expected);
     }
 }

@@ -355,7 +355,7 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::event::{EventId, Payload};
+    use crate::event::{EventId, Headers, Payload};
     use crate::qstash::{BaseUrl, ExtraRoots, TokenSource};
     use crate::secret::Secret;
 
@@ -414,7 +414,7 @@ mod tests {
         let (destination, payload) = (
             "news".parse().unwrap(),
             Payload {
-                headers: vec![],
+                headers: Headers::default(),
                 body: Bytes::new(),
             },
         );

@@ -41,15 +41,15 @@ impl Message<'_> {
                 Bytes::from(self.id.to_string()),
             ),
         ];
-        for (name, value) in &self.payload.headers {
-            let name = match name.as_str() {
+        for (name, value) in self.payload.headers.iter() {
+            let name = match name {
                 "content-type" => "Content-Type".to_owned(),
                 "upstash-deduplication-id" | "upstash-content-based-deduplication" => continue,
                 "upstash-forward-webhook-id" | "webhook-id" => continue,
                 option if option.starts_with("upstash-") => option.to_owned(),
                 name => format!("Upstash-Forward-{name}"),
             };
-            headers.push((name, value.clone()));
+            headers.push((name, Bytes::copy_from_slice(value)));
         }
         let set_by_hook = headers.len();
         for (name, value) in self.destination.options.over(defaults).headers() {
@@ -150,12 +150,9 @@ fn text<S: Serializer>(bytes: &[u8]) -> Result<&str, S::Error> {
 mod tests {
     use super::*;
 
-    fn payload(headers: &[(&str, &'static [u8])]) -> Payload {
+    fn payload(headers: &[(&str, &[u8])]) -> Payload {
         Payload {
-            headers: headers
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), Bytes::from_static(value)))
-                .collect(),
+            headers: headers.iter().copied().collect(),
             body: Bytes::from_static(
                 br#"{"event":"entry.publish","entry":{"title":"\"G\u00fc\" 1"}}"#,
             ),

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyper::StatusCode;
 
-use crate::event::{Event, EventId, Facts};
+use crate::event::{Event, EventId, Facts, Headers};
 use crate::qstash::{ExtraRoots, Outcome};
 
 pub(crate) struct Spans;
@@ -28,7 +27,7 @@ impl Spans {
         _: EventId,
         _: &Facts,
         _: &str,
-        _: &[(String, Bytes)],
+        _: &Headers,
         _: &Outcome,
         _: Duration,
     ) {

@@ -9,7 +9,6 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use hyper::StatusCode;
 use opentelemetry::trace::{
     SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
@@ -26,7 +25,7 @@ use tracing::warn;
 
 use crate::clock;
 use crate::destination::for_log;
-use crate::event::{Event, EventId, Facts};
+use crate::event::{Event, EventId, Facts, Headers};
 use crate::qstash::{ExtraRoots, Outcome, tls};
 
 /// Where spans go; the first that is set turns the export on.
@@ -126,7 +125,7 @@ impl Spans {
         id: EventId,
         facts: &Facts,
         destination: &str,
-        headers: &[(String, Bytes)],
+        headers: &Headers,
         outcome: &Outcome,
         took: Duration,
     ) {
@@ -211,8 +210,8 @@ impl Spans {
 
 impl Parent {
     /// `None` where the sender's trace is not recorded.
-    fn of(headers: &[(String, Bytes)]) -> Option<Self> {
-        let (_, value) = headers.iter().find(|(name, _)| name == "traceparent")?;
+    fn of(headers: &Headers) -> Option<Self> {
+        let value = headers.values("traceparent").next()?;
         let mut parts = std::str::from_utf8(value).ok()?.split('-').skip(1);
         let (trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?);
         let is_recorded = u8::from_str_radix(flags, 16).ok()? & 1 == 1;

@@ -10,7 +10,7 @@ use strapi_qstash::buffer::{
     Address, Buffer, Change, Fate, NewEvent, Seq, Settings, Settlement, StoredBody, Tally, Verdict,
 };
 use strapi_qstash::clock;
-use strapi_qstash::event::{Event, EventId, Facts, Payload};
+use strapi_qstash::event::{Event, EventId, Facts, Headers, Payload};
 
 use crate::harness::LONG;
 use crate::report::{Report, Scale};
@@ -356,7 +356,7 @@ fn pending(body: &str, destination: &str) -> NewEvent {
                 ..Facts::default()
             },
             payload: Payload {
-                headers: vec![("x-strapi-event".into(), "entry.publish".into())],
+                headers: Headers::from_iter([("x-strapi-event", b"entry.publish".as_slice())]),
                 body: body.to_owned().into(),
             },
         }),

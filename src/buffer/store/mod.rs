@@ -33,7 +33,7 @@ use self::files::Files;
 pub(super) use self::files::try_reading;
 pub(super) use self::read::Reader;
 pub(super) use self::rescue::{Rescued, rescue, settle_rescue};
-use self::write::{append, discard, remove, replay, settle};
+use self::write::{Append, discard, remove, replay, settle};
 use super::{Change, LockError, NewEvent, Seq, Settlement, Tally};
 use crate::clock::Timestamp;
 
@@ -281,8 +281,11 @@ impl Store {
             .db
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut count = self.count;
-        for event in events {
-            append(&tx, event, now, self.keeps_history, &mut count)?;
+        if !events.is_empty() {
+            let mut append = Append::new(&tx, now, self.keeps_history)?;
+            for event in events {
+                append.event(event, &mut count)?;
+            }
         }
         for settlement in settlements {
             settle(&tx, settlement, now, self.keeps_history, &mut count.tally)?;

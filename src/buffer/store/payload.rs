@@ -1,11 +1,11 @@
 //! The bytes of events: how they lie in the file, with their checksums.
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Transaction, params};
 
 use super::StoreError;
 use crate::buffer::{Seq, StoredBody, StoredPayload};
-use crate::event::Payload;
+use crate::event::{Headers, Payload};
 
 /// A body up to this size lies in one piece: SQLite has it in memory two or three times while
 /// it is written.
@@ -20,40 +20,48 @@ const NUMBER_BITS: u32 = 16;
 /// The last number of an event whose pieces have places.
 pub(super) const LAST_SEQ: i64 = i64::MAX >> NUMBER_BITS;
 
-pub(super) fn insert(tx: &Transaction<'_>, seq: Seq, payload: &Payload) -> Result<(), StoreError> {
-    let headers = write_headers(&payload.headers);
-    let pieces = match payload.body.len() {
-        0..=LARGEST_WHOLE => 0,
-        size => u32::try_from(size.div_ceil(PIECE)).unwrap_or(u32::MAX),
-    };
-    if pieces == 0 {
-        return insert_row(tx, seq, &headers, 0, &payload.body);
-    }
-    insert_row(tx, seq, &headers, pieces, &[])?;
-    for (number, bytes) in (0..).zip(payload.body.chunks(PIECE)) {
-        insert_piece(tx, seq, number, bytes)?;
-    }
-    Ok(())
+/// Writes the bytes of events, with a statement that is prepared once for all of them.
+pub(super) struct Insert<'tx> {
+    tx: &'tx Transaction<'tx>,
+    row: CachedStatement<'tx>,
 }
 
-fn insert_row(
-    tx: &Transaction<'_>,
-    seq: Seq,
-    headers: &[u8],
-    pieces: u32,
-    body: &[u8],
-) -> Result<(), StoreError> {
-    tx.prepare_cached(
-        "INSERT INTO payload (seq, headers, pieces, body, crc) VALUES (?1, ?2, ?3, ?4, ?5)",
-    )?
-    .execute(params![
-        seq.0,
-        headers,
-        pieces,
-        body,
-        checksum(headers, body)
-    ])?;
-    Ok(())
+impl<'tx> Insert<'tx> {
+    pub(super) fn new(tx: &'tx Transaction<'tx>) -> Result<Self, StoreError> {
+        let row = tx.prepare_cached(
+            "INSERT INTO payload (seq, headers, pieces, body, crc) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
+        Ok(Self { tx, row })
+    }
+
+    pub(super) fn payload(&mut self, seq: Seq, payload: &Payload) -> Result<(), StoreError> {
+        let pieces = match payload.body.len() {
+            0..=LARGEST_WHOLE => 0,
+            size => u32::try_from(size.div_ceil(PIECE)).unwrap_or(u32::MAX),
+        };
+        if pieces == 0 {
+            return self.row(seq, &payload.headers, 0, &payload.body);
+        }
+        self.row(seq, &payload.headers, pieces, &[])?;
+        for (number, bytes) in (0..).zip(payload.body.chunks(PIECE)) {
+            insert_piece(self.tx, seq, number, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        seq: Seq,
+        headers: &Headers,
+        pieces: u32,
+        body: &[u8],
+    ) -> Result<(), StoreError> {
+        let headers = headers.as_text();
+        let crc = checksum(headers, body);
+        self.row
+            .execute(params![seq.0, headers, pieces, body, crc])?;
+        Ok(())
+    }
 }
 
 fn insert_piece(
@@ -74,12 +82,12 @@ pub(super) fn copy(from: &Connection, tx: &Transaction<'_>, seq: Seq) -> Result<
     };
     let count = match body {
         StoredBody::Whole(body) => {
-            insert(tx, seq, &Payload { headers, body })?;
+            Insert::new(tx)?.payload(seq, &Payload { headers, body })?;
             return Ok(true);
         }
         StoredBody::Pieces { count } => count,
     };
-    insert_row(tx, seq, &write_headers(&headers), count, &[])?;
+    Insert::new(tx)?.row(seq, &headers, count, &[])?;
     for number in 0..count {
         let Ok(Some(bytes)) = read_piece(from, seq, number) else {
             delete(tx, seq)?;
@@ -118,7 +126,7 @@ pub(super) fn read(db: &Connection, seq: Seq) -> Result<Option<StoredPayload>, S
         count => StoredBody::Pieces { count },
     };
     Ok(Some(StoredPayload {
-        headers: read_headers(&headers),
+        headers: Headers::from_text(headers),
         body,
     }))
 }
@@ -157,56 +165,6 @@ fn checksum(headers: &[u8], body: &[u8]) -> u32 {
 
 /// Whether all of it fits into JSON strings unchanged, as a batch needs it.
 pub(super) fn is_text(payload: &Payload) -> bool {
-    let headers_are_text = payload
-        .headers
-        .iter()
-        .all(|(_, value)| std::str::from_utf8(value).is_ok());
-    headers_are_text && std::str::from_utf8(&payload.body).is_ok()
-}
-
-fn write_headers(headers: &[(String, Bytes)]) -> Vec<u8> {
-    let length = |(name, value): &(String, Bytes)| name.len() + value.len() + 4;
-    let mut text = Vec::with_capacity(headers.iter().map(length).sum());
-    for (name, value) in headers {
-        text.extend_from_slice(name.as_bytes());
-        text.extend_from_slice(b": ");
-        text.extend_from_slice(value);
-        text.extend_from_slice(b"\r\n");
-    }
-    text
-}
-
-fn read_headers(text: &[u8]) -> Vec<(String, Bytes)> {
-    text.split_inclusive(|byte| *byte == b'\n')
-        .filter_map(|line| {
-            let line = line.strip_suffix(b"\r\n")?;
-            let colon = line.windows(2).position(|pair| pair == b": ")?;
-            let (name, value) = line.split_at_checked(colon)?;
-            Some((
-                String::from_utf8_lossy(name).into_owned(),
-                Bytes::copy_from_slice(value.get(2..)?),
-            ))
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_come_back_byte_for_byte() {
-        let headers = vec![
-            (
-                "content-type".to_owned(),
-                Bytes::from_static(b"application/json"),
-            ),
-            (
-                "x-latin".to_owned(),
-                Bytes::from_static(b"Gr\xfc\xdfe: \xe9"),
-            ),
-            ("x-empty".to_owned(), Bytes::new()),
-        ];
-        assert_eq!(read_headers(&write_headers(&headers)), headers);
-    }
+    let is_text = |bytes| std::str::from_utf8(bytes).is_ok();
+    is_text(payload.headers.as_text()) && is_text(&payload.body)
 }

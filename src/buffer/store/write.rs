@@ -1,80 +1,102 @@
 //! The changes: each within a transaction of the writer's.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
 
 use super::count::Count;
 use super::{DEAD, DELIVERED, PENDING, StoreError, payload, step};
 use crate::buffer::{Address, Fate, NewEvent, Seq, Settlement, StepKind, Tally, Verdict};
 use crate::clock::Timestamp;
 
-pub(super) fn append(
-    tx: &Transaction<'_>,
-    new: &NewEvent,
+/// Appends events, with statements that are prepared once for all of them.
+pub(super) struct Append<'tx> {
+    tx: &'tx Transaction<'tx>,
     now: Timestamp,
     keeps_history: bool,
-    count: &mut Count,
-) -> Result<(), StoreError> {
-    let NewEvent {
-        event,
-        address,
-        fate,
-    } = new;
-    let (state, attempts, message_ids, reason) = match fate {
-        Fate::Pending { failed: None } => (PENDING, 0, None, None),
-        Fate::Pending {
+    row: CachedStatement<'tx>,
+    bytes: payload::Insert<'tx>,
+}
+
+impl<'tx> Append<'tx> {
+    pub(super) fn new(
+        tx: &'tx Transaction<'tx>,
+        now: Timestamp,
+        keeps_history: bool,
+    ) -> Result<Self, StoreError> {
+        // It may be there already: a commit whose fsync failed is tried once more.
+        let row = tx.prepare_cached(
+            "INSERT INTO event (seq, id, received_at, state, kind, model, uid, document, is_document_id, locale,
+                                destination, options, size, is_text, attempts, due_at, settled_at, message_ids, reason, stored_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
+             ON CONFLICT (id) DO NOTHING",
+        )?;
+        let bytes = payload::Insert::new(tx)?;
+        Ok(Self {
+            tx,
+            now,
+            keeps_history,
+            row,
+            bytes,
+        })
+    }
+
+    pub(super) fn event(&mut self, new: &NewEvent, count: &mut Count) -> Result<(), StoreError> {
+        let NewEvent {
+            event,
+            address,
+            fate,
+        } = new;
+        let (state, attempts, message_ids, reason) = match fate {
+            Fate::Pending { failed: None } => (PENDING, 0, None, None),
+            Fate::Pending {
+                failed: Some(reason),
+            } => (PENDING, 1, None, Some(reason.as_str())),
+            Fate::Delivered { .. } if !self.keeps_history => return Ok(()),
+            Fate::Delivered { message_ids } => (DELIVERED, 1, Some(message_ids.join("\n")), None),
+            Fate::Dead { reason, attempts } => (DEAD, *attempts, None, Some(reason.as_str())),
+        };
+        let facts = &event.facts;
+        let document = facts.document.as_ref();
+        let settled_at = (state != PENDING).then_some(self.now.as_millis());
+        let seq = Seq(count.last + 1);
+        let inserted = self.row.execute(params![
+            seq.0,
+            event.id.as_bytes(),
+            event.received_at.as_millis(),
+            state,
+            facts.kind,
+            facts.model,
+            facts.uid,
+            document.map(|document| &document.id),
+            document.is_some_and(|document| document.is_document_id),
+            document.and_then(|document| document.locale.as_ref()),
+            address.as_ref().map(|address| &address.destination),
+            address
+                .as_ref()
+                .map_or("", |address| address.options.as_str()),
+            i64::try_from(event.payload.body.len()).unwrap_or(i64::MAX),
+            payload::is_text(&event.payload),
+            attempts,
+            event.received_at.as_millis(),
+            settled_at,
+            message_ids,
+            reason,
+            self.now.as_millis(),
+        ])?;
+        if inserted == 0 {
+            return Ok(());
+        }
+        self.bytes.payload(seq, &event.payload)?;
+        if let Fate::Pending {
             failed: Some(reason),
-        } => (PENDING, 1, None, Some(reason.as_str())),
-        Fate::Delivered { .. } if !keeps_history => return Ok(()),
-        Fate::Delivered { message_ids } => (DELIVERED, 1, Some(message_ids.join("\n")), None),
-        Fate::Dead { reason, attempts } => (DEAD, *attempts, None, Some(reason.as_str())),
-    };
-    let facts = &event.facts;
-    let document = facts.document.as_ref();
-    let settled_at = (state != PENDING).then_some(now.as_millis());
-    let seq = Seq(count.last + 1);
-    // It may be there already: a commit whose fsync failed is tried once more.
-    let inserted = tx.prepare_cached(
-        "INSERT INTO event (seq, id, received_at, state, kind, model, uid, document, is_document_id, locale,
-                            destination, options, size, is_text, attempts, due_at, settled_at, message_ids, reason, stored_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
-         ON CONFLICT (id) DO NOTHING",
-    )?
-    .execute(params![
-        seq.0,
-        event.id.as_bytes(),
-        event.received_at.as_millis(),
-        state,
-        facts.kind,
-        facts.model,
-        facts.uid,
-        document.map(|document| &document.id),
-        document.is_some_and(|document| document.is_document_id),
-        document.and_then(|document| document.locale.as_ref()),
-        address.as_ref().map(|address| &address.destination),
-        address.as_ref().map_or("", |address| address.options.as_str()),
-        i64::try_from(event.payload.body.len()).unwrap_or(i64::MAX),
-        payload::is_text(&event.payload),
-        attempts,
-        event.received_at.as_millis(),
-        settled_at,
-        message_ids,
-        reason,
-        now.as_millis(),
-    ])?;
-    if inserted == 0 {
-        return Ok(());
+        } = fate
+        {
+            step::note(self.tx, seq, StepKind::Failed, self.now, reason)?;
+        }
+        *count.tally.of(state) += 1;
+        count.tally.accepted += 1;
+        count.last = seq.0;
+        Ok(())
     }
-    payload::insert(tx, seq, &event.payload)?;
-    if let Fate::Pending {
-        failed: Some(reason),
-    } = fate
-    {
-        step::note(tx, seq, StepKind::Failed, now, reason)?;
-    }
-    *count.tally.of(state) += 1;
-    count.tally.accepted += 1;
-    count.last = seq.0;
-    Ok(())
 }
 
 pub(super) fn settle(

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use super::*;
 use crate::clock;
-use crate::event::{Event, EventId, Facts, Payload};
+use crate::event::{Event, EventId, Facts, Headers, Payload};
 
 fn settings(dir: &Path) -> Settings {
     Settings {
@@ -31,7 +31,7 @@ fn event(body: &str) -> Event {
             ..Facts::default()
         },
         payload: Payload {
-            headers: vec![("x-strapi-event".into(), "entry.publish".into())],
+            headers: Headers::from_iter([("x-strapi-event", b"entry.publish".as_slice())]),
             body: body.to_owned().into(),
         },
     }

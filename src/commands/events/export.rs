@@ -66,7 +66,7 @@ fn write_event(
         setting(&mut config, "url", url.as_bytes());
     }
     setting(&mut config, "request", b"POST");
-    for (name, value) in &payload.headers {
+    for (name, value) in payload.headers.iter() {
         // curl takes a header without a value for one to leave out, unless it ends so.
         let header = match value.is_empty() {
             true => format!("{name};").into_bytes(),

@@ -40,9 +40,9 @@ pub(super) async fn run(args: &ShowArgs) -> anyhow::Result<()> {
         say(Value::Object(fields).to_string())?;
         return Ok(());
     }
-    let trace = headers.iter().flatten().find_map(|(name, value)| {
-        let value = String::from_utf8_lossy(value);
-        (name == "traceparent").then(|| value.split('-').nth(1).map(str::to_owned))?
+    let trace = headers.and_then(|headers| {
+        let value = String::from_utf8_lossy(headers.values("traceparent").next()?);
+        value.split('-').nth(1).map(str::to_owned)
     });
     let waits = match event.state {
         EventState::Pending => waits(args, &event).await,

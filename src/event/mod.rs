@@ -4,6 +4,9 @@
 //! routing, ordering and people need. Whatever is authentic is taken (`"entry": null`,
 //! unknown events, no uid): Strapi sends each webhook once, so a refusal is a loss.
 
+mod headers;
+
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::AssertUnwindSafe;
@@ -14,6 +17,7 @@ use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use uuid::{ContextV7, Uuid};
 
+pub use self::headers::Headers;
 use crate::clock::Timestamp;
 
 /// The event that Strapi's panel sends when someone presses Trigger.
@@ -120,9 +124,8 @@ pub struct Event {
 /// The bytes of an event: what the receiver gets, untouched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
-    /// Headers for the receiver, by lower-case name: Content-Type, X-Strapi-Event and the
-    /// hook's own. Values may be Latin-1.
-    pub headers: Vec<(String, Bytes)>,
+    /// Headers for the receiver.
+    pub headers: Headers,
     /// The body, byte for byte.
     pub body: Bytes,
 }
@@ -211,9 +214,9 @@ impl<'de> Visitor<'de> for FactsVisitor {
         let mut facts = Facts::default();
         while let Some(key) = map.next_key_seed(Text)? {
             match key.as_deref() {
-                Some("event") => facts.kind = map.next_value_seed(Text)?.unwrap_or_default(),
-                Some("model") => facts.model = map.next_value_seed(Text)?,
-                Some("uid") => facts.uid = map.next_value_seed(Text)?,
+                Some("event") => facts.kind = owned(map.next_value_seed(Text)?).unwrap_or_default(),
+                Some("model") => facts.model = owned(map.next_value_seed(Text)?),
+                Some("uid") => facts.uid = owned(map.next_value_seed(Text)?),
                 Some("entry" | "media" | "entity" | "release") => {
                     // At most one of them is an object in an event; `"entry": null` is common.
                     if let Some(document) = map.next_value_seed(Thing)? {
@@ -261,9 +264,9 @@ impl<'de> Visitor<'de> for Thing {
         }
         let is_document_id = document_id.is_some();
         Ok(document_id.or(row_id).map(|id| Document {
-            id,
+            id: id.into_owned(),
             is_document_id,
-            locale,
+            locale: owned(locale),
         }))
     }
 
@@ -297,11 +300,15 @@ impl<'de> Visitor<'de> for Thing {
     }
 }
 
-/// A string or a whole number as text; `None` from any other value.
+fn owned(text: Option<Cow<'_, str>>) -> Option<String> {
+    text.map(Cow::into_owned)
+}
+
+/// A string or a whole number as text; `None` from any other value. Only one with escapes is copied.
 struct Text;
 
 impl<'de> DeserializeSeed<'de> for Text {
-    type Value = Option<String>;
+    type Value = Option<Cow<'de, str>>;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
         json.deserialize_any(self)
@@ -309,22 +316,26 @@ impl<'de> DeserializeSeed<'de> for Text {
 }
 
 impl<'de> Visitor<'de> for Text {
-    type Value = Option<String>;
+    type Value = Option<Cow<'de, str>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any value")
     }
 
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Some(text.into()))
+    }
+
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Some(text.to_owned()))
+        Ok(Some(text.to_owned().into()))
     }
 
     fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(Some(number.to_string()))
+        Ok(Some(number.to_string().into()))
     }
 
     fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(Some(number.to_string()))
+        Ok(Some(number.to_string().into()))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
