@@ -8,7 +8,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::Settings;
-use super::store::{Checkpointer, PAGE_SIZE, Store, StoreError};
+use super::store::{PAGE_SIZE, Store, StoreError};
 
 /// Frames of the log on a full disk.
 const FEW_FRAMES: u32 = 32;
@@ -23,7 +23,10 @@ pub(super) struct Copying {
     wake: Option<mpsc::SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
     progress: Arc<Progress>,
-    /// Frames of the log after which it is copied into the file, by the checkpointer.
+    /// Frames of the log after which the checkpointer copies them into the file. They are few:
+    /// a pass ends with an fsync of what it has written, and commits meanwhile wait for the disk.
+    pass: u32,
+    /// Frames of the log after which it is finished, once no more than those of a pass are left.
     enough: u32,
     /// A log this long is finished by the writer whatever it costs: it stays bounded, and fits
     /// into the reserve.
@@ -33,7 +36,7 @@ pub(super) struct Copying {
 #[derive(Default)]
 struct Progress {
     running: AtomicBool,
-    /// Frames that are in the file, told once per pass; taken by the writer.
+    /// Frames of the log that the last pass has left in the file; 0 once it is begun anew.
     copied: AtomicU32,
     /// What the writer has to begin anew for: an fsync of the file that failed lost what passes
     /// before it have copied.
@@ -48,13 +51,14 @@ impl Progress {
 
 impl Copying {
     /// `reserve` is how many bytes of the log a full disk would still let into the file.
-    pub(super) fn start(settings: &Settings, reserve: u64) -> Self {
+    pub(super) fn start(store: &Store, settings: &Settings, reserve: u64) -> Self {
         let progress = Arc::new(Progress::default());
         let frame = u64::from(PAGE_SIZE);
         let longest = u32::try_from(reserve / frame).unwrap_or(u32::MAX);
         let enough = longest / 2;
         let (wake, woken) = mpsc::sync_channel(1);
-        let started = Checkpointer::open(&settings.path)
+        let started = store
+            .checkpointer(&settings.path)
             .map_err(|error| error.to_string())
             .and_then(|checkpointer| {
                 let progress = Arc::clone(&progress);
@@ -80,6 +84,7 @@ impl Copying {
                 wake: Some(wake),
                 thread: Some(thread),
                 progress,
+                pass: enough / 4,
                 enough,
                 longest,
             },
@@ -90,6 +95,7 @@ impl Copying {
                     wake: None,
                     thread: None,
                     progress,
+                    pass: enough / 4,
                     enough,
                     longest,
                 }
@@ -108,9 +114,6 @@ impl Copying {
             true => (self.enough, self.longest),
             false => (FEW_FRAMES, FEW_FRAMES),
         };
-        if frames < enough {
-            return Ok(());
-        }
         if self.is_running() && frames < longest {
             return Ok(());
         }
@@ -118,17 +121,23 @@ impl Copying {
         while self.is_running() {
             std::thread::park_timeout(PASS_LOOK);
         }
-        let copied = self.progress.copied.swap(0, Ordering::Relaxed);
-        let left = frames.saturating_sub(copied);
-        let nearly_done = copied > 0 && left <= enough / 4;
-        match &self.wake {
-            Some(wake) if !nearly_done && frames < longest => {
-                self.progress.running.store(true, Ordering::Release);
-                wake.try_send(()).ok(); // it is only full when a pass is due anyway
-                Ok(())
-            }
-            _ => store.finish_checkpoint(),
+        let copied = &self.progress.copied;
+        if copied.load(Ordering::Relaxed) > frames {
+            copied.store(0, Ordering::Relaxed);
         }
+        let left = frames - copied.load(Ordering::Relaxed);
+        let is_nearly_done = left <= self.pass || self.wake.is_none();
+        if frames >= longest || (frames >= enough && is_nearly_done) {
+            copied.store(0, Ordering::Relaxed);
+            return store.finish_checkpoint();
+        }
+        if let Some(wake) = &self.wake
+            && left >= self.pass
+        {
+            self.progress.running.store(true, Ordering::Release);
+            wake.try_send(()).ok(); // it is only full when a pass is due anyway
+        }
+        Ok(())
     }
 
     /// Waits for the checkpointer: whoever closes the buffer may rely on nobody using the file.

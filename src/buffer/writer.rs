@@ -202,7 +202,7 @@ impl<'a> Writer<'a> {
         shared: &'a Shared,
         settings: &'a Settings,
     ) -> Self {
-        let copying = Copying::start(settings, reserve.bytes());
+        let copying = Copying::start(&store, settings, reserve.bytes());
         Self {
             store,
             reserve,

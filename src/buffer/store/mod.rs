@@ -16,6 +16,7 @@ mod rescue;
 mod step;
 mod write;
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -94,6 +95,9 @@ pub enum StoreError {
     /// The file could not be created, or the file system does not do what is asked.
     #[error("could not use the folder of the buffer file")]
     Io(#[source] std::io::Error),
+    /// What was copied into the file did not come to the disk.
+    #[error("could not write the buffer file to the disk")]
+    Sync(#[source] std::io::Error),
     /// Another process has the buffer, or its lock cannot be used.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -154,6 +158,9 @@ impl From<rusqlite::Error> for StoreError {
 /// The writing side.
 pub(super) struct Store {
     db: Connection,
+    /// The file once more. Behind the connection, so that it is closed after it: to close any
+    /// descriptor of a file drops the locks that this process holds on it (POSIX locks).
+    file: Arc<File>,
     files: Files,
     frames: Arc<AtomicU32>,
     /// As of the last commit.
@@ -227,6 +234,7 @@ impl Store {
             files: Files::new(path).map_err(StoreError::Io)?,
             frames,
             keeps_history,
+            file: Arc::new(File::open(path).map_err(StoreError::Io)?),
         })
     }
 
@@ -378,6 +386,18 @@ impl Store {
         Ok(free > u64::from(VACUUM_PAGES))
     }
 
+    /// Opens the file for a checkpointer, which has to be closed before the store is.
+    pub(super) fn checkpointer(&self, path: &Path) -> Result<Checkpointer, StoreError> {
+        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.pragma_update(None, "wal_autocheckpoint", 0)?;
+        keep_log(&db)?;
+        Ok(Checkpointer {
+            db,
+            file: Arc::clone(&self.file),
+        })
+    }
+
     /// Copies what is left of the log into the file. Between two commits nothing else writes,
     /// so the log ends here and the next commit begins it anew.
     pub(super) fn finish_checkpoint(&self) -> Result<(), StoreError> {
@@ -404,22 +424,18 @@ fn seal(tx: Transaction<'_>, before: Count, count: Count) -> Result<(Size, Count
 /// Copies the log into the file while the writer goes on.
 pub(super) struct Checkpointer {
     db: Connection,
+    file: Arc<File>,
 }
 
 impl Checkpointer {
-    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        db.pragma_update(None, "synchronous", "FULL")?;
-        db.pragma_update(None, "wal_autocheckpoint", 0)?;
-        keep_log(&db)?; // the store is closed after it
-        Ok(Self { db })
-    }
-
     /// One pass; how many frames of the log are in the file now.
     pub(super) fn run(&self) -> Result<u32, StoreError> {
         let (_, copied) = self
             .db
             .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE)?;
+        // SQLite syncs the file once all of the log is in it, which is when the writer finishes, and
+        // senders wait. What is on the disk by then need not be waited for.
+        self.file.sync_data().map_err(StoreError::Sync)?;
         Ok(u32::try_from(copied).unwrap_or(0))
     }
 }
