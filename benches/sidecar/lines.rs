@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use crate::bare::{self, Log};
 use crate::client::{Client, Run, Times, Until};
 use crate::events::{body, fill};
-use crate::process::{BINARY, Bare, Sidecar};
+use crate::process::{Bare, Sidecar, binary};
 use crate::sink::Running;
 use crate::table::{Table, median, ms, plural};
 use crate::{Line, Role};
@@ -328,7 +328,7 @@ impl Bench {
     }
 
     fn size(&mut self) {
-        let size = std::fs::metadata(BINARY).unwrap().len() as f64 / 1e6;
+        let size = std::fs::metadata(binary()).unwrap().len() as f64 / 1e6;
         self.table.check(
             "stripped binary",
             format!("{size:.2} MB"),

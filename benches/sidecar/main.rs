@@ -4,6 +4,7 @@
 //! cargo bench --bench sidecar                        # all lines, about five minutes
 //! cargo bench --bench sidecar -- --quick             # a look, in one
 //! cargo bench --bench sidecar -- ack drain --events 1000000
+//! STRAPI_QSTASH_BIN=$(packaging/build-static) cargo bench --bench sidecar  # the binary that ships
 //! ```
 //!
 //! The release binary runs as it runs for its users, publishing switched on, with 2 KB events

@@ -1,6 +1,6 @@
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,12 @@ use tokio::time::timeout;
 use crate::Role;
 use crate::client::get;
 
-/// The release binary: benches are built in its profile.
-pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_strapi-qstash");
+/// The binary that is measured: the one that STRAPI_QSTASH_BIN names, or the one of this build.
+/// Benches are built in the profile of a release.
+pub(crate) fn binary() -> PathBuf {
+    let built = || env!("CARGO_BIN_EXE_strapi-qstash").into();
+    std::env::var_os("STRAPI_QSTASH_BIN").map_or_else(built, PathBuf::from)
+}
 
 /// Longer than any start or stop takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -75,7 +79,7 @@ impl Sidecar {
     pub(crate) async fn start(folder: &Path, qstash: SocketAddr, flags: &[&str]) -> Self {
         let (webhook, admin) = (free_address(), free_address());
         let log = std::fs::File::create(folder.join("sidecar.log")).unwrap();
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command
             .args(["--listen", &webhook.to_string()])
             .args(["--admin-listen", &admin.to_string()])
