@@ -88,7 +88,13 @@ pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
         };
         disk.set(now_and_then.clone());
         let process = Process::start(disk.path(), &qstash, None, &[]).await;
-        let load = Load::start(process.webhook, shape(&disk, next_number(&answers)));
+        // Slower than elsewhere: all that ever comes has to fit onto the disk.
+        let pause = Duration::from_millis(3);
+        let shape = Shape {
+            pause,
+            ..shape(&disk, next_number(&answers))
+        };
+        let load = Load::start(process.webhook, shape);
         let of_the_file = Faults {
             sync_percent: 100,
             sync_only: Some(BUFFER),
