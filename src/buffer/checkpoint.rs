@@ -1,5 +1,6 @@
 //! When the log is copied into the file, and by whom.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -52,63 +53,68 @@ impl Progress {
 impl Copying {
     /// `reserve` is how many bytes of the log a full disk would still let into the file.
     pub(super) fn start(store: &Store, settings: &Settings, reserve: u64) -> Self {
-        let progress = Arc::new(Progress::default());
-        let frame = u64::from(PAGE_SIZE);
-        let longest = u32::try_from(reserve / frame).unwrap_or(u32::MAX);
-        let enough = longest / 2;
-        let (wake, woken) = mpsc::sync_channel(1);
+        let mut copying = Self::by_writer(reserve);
         let started = store
             .checkpointer(&settings.path)
             .map_err(|error| error.to_string())
             .and_then(|checkpointer| {
-                let progress = Arc::clone(&progress);
-                std::thread::Builder::new()
-                    .name("buffer-checkpoint".to_owned())
-                    .spawn(move || {
-                        while woken.recv().is_ok() {
-                            match checkpointer.run() {
-                                Ok(copied) => progress.copied.store(copied, Ordering::Relaxed),
-                                Err(error) if error.may_pass() => warn!(
-                                    error = &error as &dyn std::error::Error,
-                                    "Checkpoint failed, will try again"
-                                ),
-                                Err(error) => *progress.failure() = Some(error),
-                            }
-                            progress.running.store(false, Ordering::Release);
-                        }
-                    })
-                    .map_err(|error| error.to_string())
+                let spawned = copying.spawn(move || checkpointer.run());
+                spawned.map_err(|error| error.to_string())
             });
-        match started {
-            Ok(thread) => Self {
-                wake: Some(wake),
-                thread: Some(thread),
-                progress,
-                pass: enough / 4,
-                enough,
-                longest,
-            },
-            Err(error) => {
-                // Slower answers now and then, but no event is at risk.
-                warn!(error, "No thread for checkpoints, the writer does them");
-                Self {
-                    wake: None,
-                    thread: None,
-                    progress,
-                    pass: enough / 4,
-                    enough,
-                    longest,
-                }
-            }
+        if let Err(error) = started {
+            // Slower answers now and then, but no event is at risk.
+            warn!(error, "No thread for checkpoints, the writer does them");
         }
+        copying
+    }
+
+    /// Without a checkpointer.
+    fn by_writer(reserve: u64) -> Self {
+        let longest = u32::try_from(reserve / u64::from(PAGE_SIZE)).unwrap_or(u32::MAX);
+        let enough = longest / 2;
+        Self {
+            wake: None,
+            thread: None,
+            progress: Arc::default(),
+            pass: enough / 4,
+            enough,
+            longest,
+        }
+    }
+
+    /// From now on `pass` copies, in a thread of its own. It says how many frames of the log are in
+    /// the file then.
+    fn spawn(
+        &mut self,
+        pass: impl Fn() -> Result<u32, StoreError> + Send + 'static,
+    ) -> std::io::Result<()> {
+        let (wake, woken) = mpsc::sync_channel(1);
+        let progress = Arc::clone(&self.progress);
+        let thread = std::thread::Builder::new()
+            .name("buffer-checkpoint".to_owned())
+            .spawn(move || {
+                while woken.recv().is_ok() {
+                    // A panic is a mistake of ours. Without this the writer would wait for a pass
+                    // that never ends.
+                    let passed = catch_unwind(AssertUnwindSafe(&pass));
+                    match passed.unwrap_or(Err(StoreError::Panicked)) {
+                        Ok(copied) => progress.copied.store(copied, Ordering::Relaxed),
+                        Err(error) if error.may_pass() => warn!(
+                            error = &error as &dyn std::error::Error,
+                            "Checkpoint failed, will try again"
+                        ),
+                        Err(error) => *progress.failure() = Some(error),
+                    }
+                    progress.running.store(false, Ordering::Release);
+                }
+            })?;
+        (self.wake, self.thread) = (Some(wake), Some(thread));
+        Ok(())
     }
 
     /// Between two commits: starts a pass, or finishes one. Without a reserve the log must not
     /// grow beyond the room that it has.
     pub(super) fn step(&mut self, store: &Store, has_reserve: bool) -> Result<(), StoreError> {
-        if let Some(error) = self.progress.failure().take() {
-            return Err(error);
-        }
         let frames = store.log_frames();
         let (enough, longest) = match has_reserve {
             true => (self.enough, self.longest),
@@ -120,6 +126,10 @@ impl Copying {
         // The disk does not keep up: the log stays bounded, and the senders wait.
         while self.is_running() {
             std::thread::park_timeout(PASS_LOOK);
+        }
+        // Only now, since the pass that was waited for may have failed.
+        if let Some(error) = self.progress.failure().take() {
+            return Err(error);
         }
         let copied = &self.progress.copied;
         if copied.load(Ordering::Relaxed) > frames {
@@ -158,5 +168,56 @@ impl Copying {
 impl Drop for Copying {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Of the log, in frames.
+    const BOUND: u32 = 16;
+
+    /// What the writer is told, and how long the log is then, when each pass ends so. A pass knows
+    /// how long the log is.
+    fn told(
+        pass: impl Fn(&AtomicU32) -> Result<u32, StoreError> + Send + 'static,
+    ) -> (StoreError, u32) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("buffer.db"), true).unwrap();
+        let mut copying = Copying::by_writer(u64::from(BOUND * PAGE_SIZE));
+        let frames = Arc::new(AtomicU32::new(0));
+        let seen = Arc::clone(&frames);
+        copying.spawn(move || pass(&seen)).unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            assert!(Instant::now() < until, "nothing");
+            store.probe().unwrap();
+            frames.store(store.log_frames(), Ordering::Relaxed);
+            if let Err(error) = copying.step(&store, true) {
+                return (error, store.log_frames());
+            }
+        }
+    }
+
+    #[test]
+    fn a_pass_that_fails_while_the_writer_waits_for_it_is_told_before_more_is_copied() {
+        let (error, frames) = told(|frames| {
+            while frames.load(Ordering::Relaxed) < BOUND {
+                std::thread::park_timeout(PASS_LOOK);
+            }
+            std::thread::park_timeout(50 * PASS_LOOK); // the writer waits
+            Err(StoreError::Sync(std::io::Error::other("EIO")))
+        });
+        assert!(matches!(error, StoreError::Sync(_)), "{error}");
+        assert_eq!(frames, BOUND);
+    }
+
+    #[test]
+    fn a_pass_that_panics_does_not_keep_the_writer_waiting() {
+        let (error, _) = told(|_| panic!("as the test wants it"));
+        assert!(matches!(error, StoreError::Panicked), "{error}");
     }
 }
