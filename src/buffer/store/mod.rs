@@ -98,6 +98,9 @@ pub enum StoreError {
     /// What was copied into the file did not come to the disk.
     #[error("could not write the buffer file to the disk")]
     Sync(#[source] std::io::Error),
+    /// SQLite does not keep a write-ahead log on this file system.
+    #[error("the buffer file cannot have a write-ahead log where it lies")]
+    NoLog,
     /// Another process has the buffer, or its lock cannot be used.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -211,7 +214,7 @@ impl Store {
         // Both must be set before the first page is written.
         db.pragma_update(None, "page_size", PAGE_SIZE)?;
         db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-        db.pragma_update(None, "journal_mode", "WAL")?;
+        use_log(&db)?;
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "cache_size", -4096)?;
         // A burst may grow the log; what it leaves behind is cut to this.
@@ -449,6 +452,20 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     let db = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
     Ok(db)
+}
+
+/// With the rollback journal that SQLite has else, a power cut can take back the last commit: the
+/// journal's end is not synced.
+fn use_log(db: &Connection) -> Result<(), StoreError> {
+    let mut switch = db.prepare("PRAGMA journal_mode = WAL")?;
+    let mut rows = switch.query([])?;
+    // SQLite gives the new mode before it commits the change, which then may fail.
+    while rows.next()?.is_some() {}
+    let mode: String = pragma(db, "journal_mode")?;
+    match mode.as_str() {
+        "wal" => Ok(()),
+        _ => Err(StoreError::NoLog),
+    }
 }
 
 /// Looks before anything is written: to open a database for writing may change it.

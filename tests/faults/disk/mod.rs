@@ -17,6 +17,9 @@ pub(crate) const FAULTS: &[Fault] = &[
     ("power loss after fsyncs that failed", |scale| {
         block_on(power::after_failed_syncs(scale))
     }),
+    ("power loss after fsync failed for a new buffer", |scale| {
+        block_on(power::for_new_buffer(scale))
+    }),
     ("power loss on a full disk", |scale| {
         block_on(power::on_full_disk(scale))
     }),

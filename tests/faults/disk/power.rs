@@ -137,6 +137,38 @@ pub(crate) async fn after_failed_syncs(scale: Scale) -> Report {
     report
 }
 
+/// Fsync fails now and then while the buffer is made: what comes of it must be one like any other.
+pub(crate) async fn for_new_buffer(scale: Scale) -> Report {
+    let mut report = Report::default();
+    let qstash = QStash::start().await;
+    qstash.server.faults().set(Fault::Refuse).await;
+    let mut random = Rng::with_seed(11);
+    for _ in 0..scale.pick(20, 100) {
+        let Some(disk) = Forgetful::mount(&mut report) else {
+            return report;
+        };
+        disk.set(Faults {
+            sync_percent: 10,
+            ..Faults::default()
+        });
+        let started = Instant::now();
+        let process = Process::start(disk.path(), &qstash, None, &[]).await;
+        let load = Load::start(process.webhook, shape(&disk, 0));
+        match load.answer_after(started, Answered::is_durable).await {
+            Some(answer) => report.recovered_in(answer.at - started),
+            None => report.wrong.push(format!("no 202\n{}", process.log())),
+        }
+        disk.set(Faults::default());
+        let some = Instant::now() + Duration::from_millis(50);
+        load.answer_after(some, Answered::is_durable).await;
+        process.kill().await;
+        let run = Run::new(disk.into_log(), load.stop().await, &qstash);
+        let points = run.points(scale.pick(10, 30), &mut random);
+        run.check_all(&mut report, &points, 0, &mut random).await;
+    }
+    report
+}
+
 /// The disk becomes full, the backlog drains on it, and there is room again.
 pub(crate) async fn on_full_disk(scale: Scale) -> Report {
     let mut report = Report::default();

@@ -164,6 +164,11 @@ impl Run {
         with_binary: Option<&QStash>,
         report: &mut Report,
     ) -> Result<Vec<usize>, String> {
+        // <https://www.sqlite.org/fileformat2.html#file_format_version_numbers>
+        let versions = disk.get(BUFFER).and_then(|file| file.get(18..20));
+        if versions.is_some_and(|versions| versions != [2, 2]) && !self.is_damaged {
+            return Err("the buffer has no write-ahead log".to_owned());
+        }
         // In memory where that is possible: these fsyncs prove nothing, and cost the most.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         let dir = dir.unwrap();
