@@ -42,7 +42,9 @@ pub enum StoreError {
     #[error("could not write the buffer file to the disk")]
     Sync(#[source] std::io::Error),
     /// SQLite does not keep a write-ahead log on this file system.
-    #[error("the buffer file cannot have a write-ahead log where it lies")]
+    #[error(
+        "the file system does not let SQLite keep a write-ahead log for the buffer file; choose a local disk with --data-dir"
+    )]
     NoLog,
     /// Another process has the buffer, or its lock cannot be used.
     #[error(transparent)]
@@ -50,8 +52,8 @@ pub enum StoreError {
     /// It was never opened, or is closed.
     #[error("the buffer file is not open")]
     NotOpen,
-    /// The writer panicked; it starts again.
-    #[error("the writer of the buffer panicked")]
+    /// The writer or the checkpointer panicked; both start again.
+    #[error("a thread of the buffer panicked")]
     Panicked,
     /// SQLite failed.
     #[error("the buffer file could not be used")]

@@ -164,6 +164,7 @@ impl Run {
         with_binary: Option<&QStash>,
         report: &mut Report,
     ) -> Result<Vec<usize>, String> {
+        // Its commits would be lost with the power only where luck has it, so the file is asked.
         // <https://www.sqlite.org/fileformat2.html#file_format_version_numbers>
         let versions = disk.get(BUFFER).and_then(|file| file.get(18..20));
         if versions.is_some_and(|versions| versions != [2, 2]) && !self.is_damaged {
