@@ -21,6 +21,7 @@ mod room;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tidying;
 mod writer;
 
 use std::os::unix::fs::{MetadataExt, fchown};

@@ -18,19 +18,6 @@ const RESERVE_LOOK: Duration = Duration::from_millis(500);
 /// What must fit for the buffer to count as writable.
 const TYPICAL_EVENT: u64 = 4096;
 
-/// How often a long purge is told.
-const TELL_PURGE: Duration = Duration::from_secs(10);
-
-/// A purge of old history that goes on.
-#[derive(Debug)]
-pub(super) struct Purge {
-    /// When it began, or was told last.
-    told: Instant,
-    /// How many events had ever been removed when it began.
-    began_at: i64,
-    is_long: bool,
-}
-
 impl Writer<'_> {
     /// Whether these fit under the limit and onto the disk; history goes first when they do not.
     pub(super) fn make_room(
@@ -89,44 +76,12 @@ impl Writer<'_> {
         }
     }
 
-    fn purge(&mut self, before: Timestamp) -> Result<bool, StoreError> {
+    pub(super) fn purge(&mut self, before: Timestamp) -> Result<bool, StoreError> {
         let is_some = self.store.purge(before)?;
         if is_some {
             self.shared.set_tally(self.store.tally());
         }
         Ok(is_some)
-    }
-
-    /// A step of the purge; whether there may be more. One that takes long is told.
-    pub(super) fn purge_old(&mut self) -> Result<bool, StoreError> {
-        let before = clock::now().minus(self.settings.keep_delivered);
-        let began_at = self.store.tally().forgotten;
-        let more = self.purge(before)?;
-        let forgotten = self.store.tally().forgotten;
-        let purging = self.purging.take();
-        if !more {
-            if let Some(ended) = purging.filter(|purge| purge.is_long) {
-                info!(
-                    events = forgotten - ended.began_at,
-                    "Removed deliveries that were older than they are kept"
-                );
-            }
-            return Ok(false);
-        }
-        let mut purge = purging.unwrap_or_else(|| Purge {
-            told: Instant::now(),
-            began_at,
-            is_long: false,
-        });
-        if purge.told.elapsed() >= TELL_PURGE {
-            (purge.told, purge.is_long) = (Instant::now(), true);
-            info!(
-                events = forgotten - purge.began_at,
-                "Removing deliveries that are older than they are kept"
-            );
-        }
-        self.purging = Some(purge);
-        Ok(true)
     }
 
     /// On a full disk: room for what is to be settled.

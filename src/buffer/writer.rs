@@ -18,8 +18,8 @@ use super::opening::{Failure, Left, Opener};
 use super::outcomes::Outcomes;
 use super::reopening::Waiters;
 use super::reserve::Reserve;
-use super::room::Purge;
 use super::store::{Store, StoreError};
+use super::tidying::Tidying;
 use super::{AppendError, Change, Fate, Health, NewEvent, Settings, Settlement, Tally};
 use crate::clock;
 
@@ -172,14 +172,12 @@ enum Ended {
 
 pub(super) struct Writer<'a> {
     /// Before the store, which is then the last to close the file, and removes the log.
-    copying: Copying,
+    pub(super) copying: Copying,
     pub(super) store: Store,
     pub(super) reserve: &'a mut Reserve,
     pub(super) shared: &'a Shared,
     pub(super) settings: &'a Settings,
-    /// Whether there may be history to remove or free pages to give back.
-    tidying: bool,
-    pub(super) purging: Option<Purge>,
+    pub(super) tidying: Tidying,
     /// The reserve is not tried to be taken back before this.
     pub(super) reserve_look: Instant,
     outcomes: Outcomes,
@@ -208,8 +206,7 @@ impl<'a> Writer<'a> {
             reserve,
             shared,
             settings,
-            tidying: true,
-            purging: None,
+            tidying: Tidying::default(),
             copying,
             reserve_look: Instant::now(),
             outcomes: Outcomes::default(),
@@ -228,16 +225,12 @@ impl<'a> Writer<'a> {
         self.take_reserve();
         loop {
             let is_busy = !group.is_empty() || self.outcomes.are_due();
-            if self.tidying && !is_busy && commands.is_empty() {
-                match self.tidy_step() {
-                    Ok(more) => self.tidying = more,
-                    // It needs room itself; what is stored is as safe as before.
-                    Err(failure) if is_full(&failure) => self.tidying = false,
-                    Err(failure) => return Ended::Failed(failure),
+            let waits = is_busy || !commands.is_empty();
+            if group.is_empty() && self.tidying.is_due(waits) {
+                if let Err(failure) = self.tidy() {
+                    return Ended::Failed(failure);
                 }
-                if self.tidying {
-                    continue;
-                }
+                continue;
             }
             if is_busy {
                 let waiting = std::iter::from_fn(|| commands.try_recv().ok());
@@ -277,7 +270,7 @@ impl<'a> Writer<'a> {
                 Command::SettleNow => self.outcomes.hurry(),
                 Command::Change { change, done } => changes.push((change, done)),
                 Command::Tidy => {
-                    self.tidying = true;
+                    self.tidying.begin();
                     self.take_reserve();
                 }
                 Command::Probe { done } => probes.push(done),
@@ -289,6 +282,8 @@ impl<'a> Writer<'a> {
                 Command::Panic => panic!("as the test wants it"),
             }
         }
+        self.tidying
+            .events(appends.iter().map(|(new, _)| new.event.payload.body.len()));
         let is_urgent = close || !changes.is_empty();
         if let Err(failure) = self.commit_all(&mut appends, is_urgent) {
             let appends = appends
@@ -407,15 +402,6 @@ impl<'a> Writer<'a> {
             Err(failure) if !is_full(&failure) => Err(failure),
             _ => Ok(()),
         }
-    }
-
-    fn tidy_step(&mut self) -> Result<bool, Failure> {
-        if !self.store.is_in_place() {
-            return Err(Arc::new(StoreError::Moved));
-        }
-        let more = self.purge_old()? || self.store.shrink()?;
-        self.copying.step(&self.store, self.reserve.is_held())?;
-        Ok(more)
     }
 }
 

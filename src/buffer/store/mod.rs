@@ -53,8 +53,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const VACUUM_PAGES: u32 = 32;
 /// Delivered events removed in one step of the purge, and the bytes of bodies after which it
 /// ends early.
-const PURGE_ROWS: u32 = 64;
-const PURGE_BYTES: i64 = 1 << 20;
+pub(super) const PURGE_ROWS: u32 = 64;
+pub(super) const PURGE_BYTES: u64 = 1 << 20;
 
 /// Pages that a commit writes beside the bytes of its events: inner pages of the trees, free
 /// lists, the counts.
@@ -258,12 +258,12 @@ impl Store {
         let tx = self
             .db
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let old: Vec<(Seq, i64)> = tx
+        let old: Vec<(Seq, u64)> = tx
             .prepare_cached(
                 "SELECT seq, size FROM event WHERE state = 1 AND settled_at < ?1 ORDER BY settled_at LIMIT ?2",
             )?
             .query_map(params![before.as_millis(), PURGE_ROWS], |row| {
-                Ok((Seq(row.get(0)?), row.get(1)?))
+                Ok((Seq(row.get(0)?), u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0)))
             })?
             .collect::<Result<_, _>>()?;
         let (mut count, mut bytes) = (self.count, 0);

@@ -305,6 +305,43 @@ async fn history_older_than_it_is_kept_is_removed() {
 }
 
 #[tokio::test]
+async fn old_history_goes_while_senders_always_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        keep_delivered: Duration::from_millis(1),
+        ..settings(dir.path())
+    };
+    let buffer = Buffer::open(&settings).unwrap();
+    let delivered = || NewEvent {
+        fate: Fate::Delivered {
+            message_ids: vec![],
+        },
+        ..pending("x", "news")
+    };
+    const OLD: i64 = 1_000;
+    for _ in 0..OLD {
+        buffer.append(delivered()).await.unwrap();
+    }
+    tokio::time::sleep(settings.keep_delivered * 2).await;
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let buffer = buffer.clone();
+        senders.spawn(async move { while buffer.append(delivered()).await.is_ok() {} });
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let before = buffer.tally();
+    buffer.tidy().await;
+    loop {
+        let now = buffer.tally();
+        if now.forgotten - before.forgotten >= OLD {
+            break;
+        }
+        assert!(now.accepted - before.accepted < 4 * OLD, "{now:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_second_sidecar_on_the_same_file_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let buffer = Buffer::open(&settings(dir.path())).unwrap();
