@@ -63,7 +63,7 @@ impl Tidying {
         self.is_wanted = true;
     }
 
-    /// So much came in one group: the sizes of its events.
+    /// A group came: the sizes of its events, of which there may be none.
     pub(super) fn events(&mut self, sizes: impl ExactSizeIterator<Item = usize>) {
         self.is_quiet = sizes.len() == 0;
         self.came += sizes
@@ -83,7 +83,7 @@ impl Tidying {
 }
 
 impl Writer<'_> {
-    /// A step of it.
+    /// One step.
     pub(super) fn tidy(&mut self) -> Result<(), Failure> {
         if !self.store.is_in_place() {
             return Err(Arc::new(StoreError::Moved));
