@@ -48,6 +48,15 @@ fn pending(body: &str, destination: &str) -> NewEvent {
     }
 }
 
+fn delivered(body: &str) -> NewEvent {
+    NewEvent {
+        fate: Fate::Delivered {
+            message_ids: vec![],
+        },
+        ..pending(body, "news")
+    }
+}
+
 async fn all_pending(buffer: &Buffer) -> Vec<Pending> {
     buffer.pending(Seq::START, vec![], 1000).await.unwrap()
 }
@@ -219,16 +228,7 @@ async fn a_full_buffer_says_so_gives_up_history_first_and_heals() {
     let body = "x".repeat(20 << 10);
     // History to the brim: it must give way to new events.
     for _ in 0..10 {
-        let delivered = Fate::Delivered {
-            message_ids: vec![],
-        };
-        buffer
-            .append(NewEvent {
-                fate: delivered,
-                ..pending(&body, "news")
-            })
-            .await
-            .unwrap();
+        buffer.append(delivered(&body)).await.unwrap();
     }
     let mut accepted = 0;
     let refused = loop {
@@ -274,16 +274,7 @@ async fn history_older_than_it_is_kept_is_removed() {
     };
     let buffer = Buffer::open(&settings).unwrap();
     for _ in 0..200 {
-        let delivered = Fate::Delivered {
-            message_ids: vec![],
-        };
-        buffer
-            .append(NewEvent {
-                fate: delivered,
-                ..pending("x", "news")
-            })
-            .await
-            .unwrap();
+        buffer.append(delivered("x")).await.unwrap();
     }
     buffer.append(pending("y", "news")).await.unwrap();
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
@@ -312,21 +303,15 @@ async fn old_history_goes_while_senders_always_wait() {
         ..settings(dir.path())
     };
     let buffer = Buffer::open(&settings).unwrap();
-    let delivered = || NewEvent {
-        fate: Fate::Delivered {
-            message_ids: vec![],
-        },
-        ..pending("x", "news")
-    };
     const OLD: i64 = 1_000;
     for _ in 0..OLD {
-        buffer.append(delivered()).await.unwrap();
+        buffer.append(delivered("x")).await.unwrap();
     }
     tokio::time::sleep(settings.keep_delivered * 2).await;
     let mut senders = tokio::task::JoinSet::new();
     for _ in 0..64 {
         let buffer = buffer.clone();
-        senders.spawn(async move { while buffer.append(delivered()).await.is_ok() {} });
+        senders.spawn(async move { while buffer.append(delivered("x")).await.is_ok() {} });
     }
     tokio::time::sleep(Duration::from_millis(20)).await;
     let before = buffer.tally();
